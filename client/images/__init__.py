@@ -1,0 +1,1 @@
+"""Reading a hospital's images: layouts, decoding, safety checks and the cache."""

@@ -1,0 +1,1 @@
+"""What both sides agree on: configuration, wire contract, tasks, models, privacy mathematics, metrics, errors."""

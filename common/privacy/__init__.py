@@ -1,0 +1,1 @@
+"""Privacy mathematics: the plan, the accountant, sampling and the sources of randomness."""

@@ -1,0 +1,155 @@
+"""Settings in TOML: frozen typed sections, parsed once, refused with key, value and remedy.
+
+TOML keys, flags and Flower's run config carry the same kebab-case names (`training.learning-rate`).
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from common.errors import ConfigError
+
+Scalar = str | int | float | bool
+S = TypeVar("S", bound="Section")
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown keys are refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=_kebab,
+        validate_by_name=True,
+        validate_by_alias=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+    )
+
+
+def parse(kind: type[S], values: Mapping[str, Any], *, source: str) -> S:
+    """Build `kind` from nested values; raise ConfigError naming key, value and remedy."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise _explain(kind, error, source) from None
+
+
+def load(kind: type[S], path: Path, overrides: Iterable[str] = ()) -> S:
+    """Read a TOML file, apply `key=value` overrides, parse."""
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}", fix="name an existing TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML", why=str(error), fix="correct that line") from None
+    return parse(kind, with_overrides(values, overrides), source=str(path))
+
+
+def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return `values` with each `section.key=value` put in place; values are read as TOML, else as text."""
+    result = json.loads(json.dumps(values))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(
+                f"--set {override!r} is not key=value",
+                fix="write for example --set training.learning-rate=0.1",
+            )
+        _put(result, key.strip().replace("_", "-"), _toml_value(text.strip()))
+    return dict(result)
+
+
+def to_flat(config: Section) -> dict[str, Scalar]:
+    """Flatten to Flower's run config: dotted kebab-case keys, lists as JSON text."""
+    flat: dict[str, Scalar] = {}
+    for section, values in to_nested(config).items():
+        for key, value in values.items():
+            flat[f"{section}.{key}"] = json.dumps(value) if isinstance(value, list) else value
+    return flat
+
+
+def from_flat(kind: type[S], flat: Mapping[str, Any]) -> S:
+    """Read Flower's run config, the inverse of `to_flat`; missing keys take their defaults."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        is_list = isinstance(value, str) and value.startswith("[")
+        _put(nested, key, json.loads(value) if is_list else value)
+    return parse(kind, nested, source="run config")
+
+
+def to_nested(config: Section) -> dict[str, Any]:
+    """Plain values under kebab-case keys, without unset ones."""
+    return config.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def to_toml(config: Section) -> str:
+    """The configuration as TOML text that `load` reads back to an equal object."""
+    return tomli_w.dumps(to_nested(config))
+
+
+def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{dotted}: {parent} is not a section", fix="write section.key=value")
+    values[last] = value
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(kind: type[Section], error: ValidationError, source: str) -> ConfigError:
+    first = error.errors()[0]
+    key = ".".join(_kebab(str(part)) for part in first["loc"]) or "the file"
+    known = sorted(_known_keys(kind))
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+        fix = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return ConfigError(f"{source}: there is no setting {key}", why=f"value {first['input']!r}", fix=fix)
+    message = first["msg"].removeprefix("Value error, ")
+    meaning = _meaning(kind, [str(part) for part in first["loc"]])
+    shown = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+    return ConfigError(
+        f"{source}: {key}{shown} cannot be used", why=message, fix=f"{key}: {meaning}" if meaning else ""
+    )
+
+
+def _known_keys(kind: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    for name, field in kind.model_fields.items():
+        key = prefix + _kebab(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _known_keys(field.annotation, f"{key}.")
+        else:
+            yield key
+
+
+def _meaning(kind: type[BaseModel], location: list[str]) -> str:
+    for depth, part in enumerate(location):
+        field = kind.model_fields.get(part.replace("-", "_"))
+        if field is None:
+            return ""
+        if (
+            isinstance(field.annotation, type)
+            and issubclass(field.annotation, BaseModel)
+            and depth + 1 < len(location)
+        ):
+            kind = field.annotation
+            continue
+        return field.description or ""
+    return ""

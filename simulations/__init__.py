@@ -1,0 +1,1 @@
+"""Many hospitals on one machine: engines, partitions, generated images, comparisons and `flower-simulate`."""
