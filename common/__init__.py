@@ -1,1 +1,1 @@
-"""What both sides agree on: configuration, wire contract, tasks, models, privacy mathematics, metrics, errors."""
+"""What both sides agree on: configuration, wire, tasks, models, privacy mathematics, metrics, errors."""

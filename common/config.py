@@ -130,16 +130,14 @@ class RuntimeSection(Section):
     """Hospitals to wait for before round 1; 0 means whoever is there at the quorum."""
 
 
-class FederationConfig(Section):
-    """The federation's TOML file."""
+class PublicPlan(Section):
+    """What every hospital is told about the run; a hospital's policy may only tighten it."""
 
     federation: FederationSection = FederationSection()
     data: DataContract = DataContract()
     model: ModelSection = ModelSection()
     training: TrainingConfig = TrainingConfig()
     privacy: PrivacyKnobs = PrivacyKnobs()
-    server: ServerSection = ServerSection()
-    runtime: RuntimeSection = RuntimeSection()
 
     @property
     def model_spec(self) -> "ModelSpec":
@@ -156,6 +154,24 @@ class FederationConfig(Section):
     def claims_privacy(self) -> bool:
         """Whether epsilon may be stated: private, and not in reproducible mode."""
         return self.federation.private and not self.federation.reproducible
+
+
+class FederationConfig(PublicPlan):
+    """The federation's TOML file: the public plan and what only the server needs."""
+
+    server: ServerSection = ServerSection()
+    runtime: RuntimeSection = RuntimeSection()
+
+    @property
+    def public_plan(self) -> PublicPlan:
+        """The part that hospitals receive."""
+        return PublicPlan(
+            federation=self.federation,
+            data=self.data,
+            model=self.model,
+            training=self.training,
+            privacy=self.privacy,
+        )
 
 
 class ModelSpec(Section):
@@ -209,7 +225,7 @@ class PolicyConfig(Section):
     """The hospital's own privacy policy; what a server asks can only be stricter."""
 
     mode: Literal["solve", "fixed"] = "solve"
-    """`solve`: noise from what this run may spend. `fixed`: noise given, leave when no round is affordable."""
+    """`solve`: noise from what this run may spend. `fixed`: noise given, leave when no round fits."""
     epsilon: float = Field(default=8.0, gt=0)
     """Budget of the worst-off patient over everything ever trained here."""
     delta: float | None = Field(default=None, gt=0, lt=1)

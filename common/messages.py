@@ -1,0 +1,178 @@
+"""The wire contract on one page: what travels between the server and a hospital, and nothing else.
+
+| exchange | server sends | hospital answers |
+|---|---|---|
+| `query.hello` | envelope | envelope, `hospital`: name, enrolled patients, versions |
+| `train` | envelope, `arrays`: global weights, `request`: the public plan | envelope, `arrays`: weight delta, `metrics`: the white-listed scalars |
+| `query.closing` | envelope, `arrays`: final weights, `model`: model.json | envelope, `receipt`: hash of what was stored |
+
+Instead of an answer a hospital may send envelope + `refusal`: one enumerated code.
+"""  # noqa: E501
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from common.config import PublicPlan
+from common.errors import ConfigError, RefusalCode, WireError
+from common.settings import from_flat, to_flat
+
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
+F = TypeVar("F", str, int, bool)
+
+SCHEMA_VERSION = 1
+ENCODING_FLOAT32 = "float32"
+
+HELLO = "query.hello"
+TRAIN = "train"
+CLOSING = "query.closing"
+
+ARRAYS, ENVELOPE, REQUEST, METRICS = "arrays", "envelope", "request", "metrics"
+HOSPITAL, MODEL, RECEIPT, REFUSAL = "hospital", "model", "receipt", "refusal"
+
+NUM_EXAMPLES = "num-examples"
+TRAINING_STARTED, TRAINING_ENDED = "training-started", "training-ended"
+NOISE_MULTIPLIER, STEPS, EPSILON, DELTA = "noise-multiplier", "steps", "epsilon", "delta"
+METRIC_WHITE_LIST = frozenset(
+    {NUM_EXAMPLES, TRAINING_STARTED, TRAINING_ENDED, NOISE_MULTIPLIER, STEPS, EPSILON, DELTA}
+)
+"""Scalars that may leave a hospital: the enrolled (public) count, clock times, and the plan's own numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundKey:
+    """What makes a round unique: a hospital answers one key with one update, ever."""
+
+    run_id: str
+    """The federation's own run id, not Flower's."""
+    attempt: int
+    """Raised by the operator to train a round again; each attempt is charged."""
+    round_number: int
+    """1-based."""
+    model_hash: str
+    """`parameters_sha256` of the global weights of this round."""
+
+    def __str__(self) -> str:
+        return f"{self.run_id}/{self.attempt}/{self.round_number}/{self.model_hash[:16]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """Heads every message; an answer repeats the envelope of what it answers."""
+
+    key: RoundKey
+    task: str = "classification"
+    encoding: str = ENCODING_FLOAT32
+    masked: bool = False
+    """Whether the arrays are masked for secure aggregation (not yet in use)."""
+    schema_version: int = SCHEMA_VERSION
+
+    def to_record(self) -> ConfigRecord:
+        """Encode as Flower's record."""
+        return ConfigRecord(
+            {
+                "schema-version": self.schema_version,
+                "run-id": self.key.run_id,
+                "attempt": self.key.attempt,
+                "round": self.key.round_number,
+                "model-hash": self.key.model_hash,
+                "task": self.task,
+                "encoding": self.encoding,
+                "masked": self.masked,
+            }
+        )
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> "Envelope":
+        """Read the envelope of a message; raises WireError when absent, misshapen or of another schema."""
+        record = _record(content, ENVELOPE, ConfigRecord)
+        version = record.get("schema-version")
+        if version != SCHEMA_VERSION:
+            raise SchemaError(
+                f"the message has wire schema {str(version)[:20]}, this side speaks {SCHEMA_VERSION}",
+                fix="install the same release of hospital-federation on both sides",
+            )
+        key = RoundKey(
+            run_id=_field(record, "run-id", str),
+            attempt=_field(record, "attempt", int),
+            round_number=_field(record, "round", int),
+            model_hash=_field(record, "model-hash", str),
+        )
+        return cls(
+            key=key,
+            task=_field(record, "task", str),
+            encoding=_field(record, "encoding", str),
+            masked=_field(record, "masked", bool),
+        )
+
+
+class SchemaError(WireError):
+    """The other side speaks another version of the wire contract."""
+
+    refusal = RefusalCode.SCHEMA
+
+
+def plan_to_record(plan: PublicPlan) -> ConfigRecord:
+    """Encode the public plan as Flower's record of scalars."""
+    return ConfigRecord(dict(to_flat(plan)))
+
+
+def plan_from_record(content: RecordDict) -> PublicPlan:
+    """Read the public plan of a request; raises WireError when it is absent or impossible."""
+    record = _record(content, REQUEST, ConfigRecord)
+    try:
+        return from_flat(PublicPlan, dict(record))
+    except ConfigError as error:
+        raise WireError("the server's plan cannot be used", why=error.why) from None
+
+
+def answer(
+    request: Message, envelope: Envelope, **records: ConfigRecord | MetricRecord | ArrayRecord
+) -> Message:
+    """Reply to `request` with the envelope and the named records."""
+    return Message(RecordDict({ENVELOPE: envelope.to_record(), **records}), reply_to=request)
+
+
+def refusal(request: Message, envelope: Envelope, code: RefusalCode) -> Message:
+    """Reply to `request` with nothing but an enumerated reason."""
+    return answer(request, envelope, **{REFUSAL: ConfigRecord({"code": code.value})})
+
+
+def refusal_code(content: RecordDict) -> RefusalCode | None:
+    """The reason of a refusal, INTERNAL for an unknown one, None when the message is no refusal."""
+    if REFUSAL not in content:
+        return None
+    code = _record(content, REFUSAL, ConfigRecord).get("code")
+    return RefusalCode(code) if code in set(RefusalCode) else RefusalCode.INTERNAL
+
+
+def arrays_of(content: RecordDict) -> ArrayRecord:
+    """The arrays of a message; raises WireError when there are none."""
+    return _record(content, ARRAYS, ArrayRecord)
+
+
+def metrics_of(content: RecordDict) -> dict[str, float]:
+    """The white-listed scalars of an answer, all finite; raises WireError for any other key or value."""
+    record = _record(content, METRICS, MetricRecord)
+    if unknown := sorted(set(record) - METRIC_WHITE_LIST):
+        raise WireError("the answer holds scalars that are not on the white list", why=unknown[0][:80])
+    values = {name: value for name, value in record.items() if isinstance(value, int | float)}
+    if len(values) != len(record) or not all(math.isfinite(value) for value in values.values()):
+        raise WireError("the answer holds scalars that are not finite numbers")
+    return {name: float(value) for name, value in values.items()}
+
+
+def _record(content: RecordDict, name: str, kind: type[R]) -> R:
+    record = content.get(name)
+    if not isinstance(record, kind):
+        raise WireError(f"the message has no {name!r} record of type {kind.__name__}")
+    return record
+
+
+def _field(record: ConfigRecord, name: str, kind: type[F]) -> F:
+    value = record.get(name)
+    if type(value) is not kind:
+        raise WireError(f"field {name!r} of the envelope is not of type {kind.__name__}")
+    return value
