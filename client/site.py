@@ -1,0 +1,113 @@
+"""A hospital on its own machine: configuration, folders, ledger, outbox and images, opened once per process."""
+
+import hashlib
+import hmac
+import json
+import logging
+import os
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Context
+
+from client.images.dataset import HospitalImages, read_hospital_images
+from client.ledger import Ledger
+from client.outbox import Outbox
+from client.release import Door
+from common.config import HospitalConfig, PublicPlan
+from common.errors import ConfigError
+from common.preprocessing import Preprocessing
+from common.settings import load
+
+
+class Site:
+    """One hospital; made from its `hospital.toml`."""
+
+    def __init__(self, config: HospitalConfig, folder: Path) -> None:
+        self.config = config
+        self.folder = folder
+        self.state_folder = self._folder(config.site.state, "state")
+        self.cache_folder = self._folder(config.site.cache, "cache")
+        self.models_folder = self.state_folder / "models"
+        self.ledger = Ledger.open(self._folder(config.site.ledger, "ledger"))
+        self.outbox = Outbox(self.state_folder / "outbox")
+        self.door = Door(self.state_folder / "audit.jsonl")
+        self._images: dict[tuple[object, ...], HospitalImages] = {}
+
+    @property
+    def name(self) -> str:
+        """Name on the federation's roster."""
+        return self.config.hospital.name
+
+    def images(self, plan: PublicPlan) -> HospitalImages:
+        """The hospital's images as the plan wants them, read and decoded once per process."""
+        preprocessing = Preprocessing(image_size=plan.data.image_size, channels=plan.data.channels)
+        wanted = (preprocessing, plan.data.classes)
+        if wanted not in self._images:
+            self._images[wanted] = read_hospital_images(
+                self.config.data,
+                preprocessing=preprocessing,
+                classes=plan.data.classes,
+                cache_folder=self.cache_folder,
+                split_key=hmac.new(self.ledger.site_key, b"train or validation", hashlib.sha256).digest(),
+            )
+        return self._images[wanted]
+
+    def log_locally(self, error: BaseException) -> None:
+        """Write an error to the hospital's own log; it may name files and never leaves."""
+        log = self.state_folder / "hospital.log"
+        handler = logging.FileHandler(log)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.chmod(0o600)
+        record = logging.LogRecord("hospital", logging.ERROR, "", 0, "%s", (str(error),), None)
+        if not str(error) or not hasattr(error, "what"):
+            record.exc_info = (type(error), error, error.__traceback__)
+        handler.emit(record)
+        handler.close()
+
+    def _folder(self, configured: str, default: str) -> Path:
+        folder = Path(configured) if configured else self.folder / default
+        folder = folder if folder.is_absolute() else self.folder / folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
+
+
+def open_site(context: Context) -> Site:
+    """Open the hospital that this ClientApp works for.
+
+    A real hospital names its file in the node config (`hospital-config`). A simulation names the folder of
+    prepared hospitals in the run config and Flower numbers the nodes. With neither (a bare `flwr run .`), the
+    hospital makes X-ray phantoms for this run.
+    """
+    named = context.node_config.get("hospital-config")
+    if named:
+        return _site(str(named))
+    if "partition-id" not in context.node_config:
+        raise ConfigError(
+            "this node does not know which hospital it is",
+            fix="start it with node config hospital-config=PATH of hospital.toml",
+        )
+    number = int(context.node_config["partition-id"])
+    hospitals = str(context.run_config.get("runtime.hospitals", ""))
+    if hospitals:
+        names = json.loads((Path(hospitals) / "roster.json").read_text())["hospitals"]
+        return _site(str(Path(hospitals) / names[number] / "hospital.toml"))
+    return _site(str(_generated_hospital(number, context.run_id)))
+
+
+@lru_cache(maxsize=64)
+def _site(config_file: str) -> Site:
+    path = Path(config_file)
+    return Site(load(HospitalConfig, path), path.parent)
+
+
+def _generated_hospital(number: int, run_id: int) -> Path:
+    from client.images.phantoms import write_phantom_hospital
+
+    base = Path(tempfile.gettempdir()) / f"hospital-federation-{os.getuid()}" / str(run_id)
+    folder = base / f"hospital-{number + 1}"
+    if not (folder / "hospital.toml").is_file():
+        base.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_phantom_hospital(folder, hospital=number, seed=run_id % 2**31)
+    return folder / "hospital.toml"

@@ -1,0 +1,40 @@
+"""Names of the models and what a person should know before choosing one (imports no torch)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownModel:
+    """A model of the registry."""
+
+    summary: str
+    """One line for help texts."""
+    minimum_image_size: int
+    """Smallest side of the square image in pixels that leaves every layer something to look at."""
+
+
+MODELS: Mapping[str, KnownModel] = MappingProxyType(
+    {
+        "softmax": KnownModel(summary="logistic regression on the pixels", minimum_image_size=8),
+        "cnn1": KnownModel(summary="one convolution", minimum_image_size=14),
+        "cnn2": KnownModel(summary="two convolutions", minimum_image_size=16),
+        "cnn": KnownModel(summary="three blocks 32/64/128, about 96,000 parameters", minimum_image_size=24),
+        "cnn-small": KnownModel(
+            summary="three strided convolutions, under 20,000 parameters", minimum_image_size=25
+        ),
+        "cnn-flatten": KnownModel(
+            summary="blocks 32/64/128, flattened, 512 hidden units: grows with the image",
+            minimum_image_size=8,
+        ),
+        "resnet18": KnownModel(
+            summary="ResNet-18 with GroupNorm, 11 million parameters", minimum_image_size=8
+        ),
+    }
+)
+
+
+def model_names() -> tuple[str, ...]:
+    """Every name that `build_model` knows, smallest idea first."""
+    return tuple(MODELS)
