@@ -1,5 +1,6 @@
 """Durable files: written whole or not at all, hashed, and listed in a manifest."""
 
+import errno
 import hashlib
 import json
 import os
@@ -45,7 +46,9 @@ def append_line(path: Path, line: str, *, mode: int = 0o644, durable: bool = Fal
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode)
     try:
-        os.write(descriptor, (line + "\n").encode())
+        content = (line + "\n").encode()
+        if os.write(descriptor, content) != len(content):
+            raise OSError(errno.ENOSPC, "a line was written in part", str(path))
         if durable:
             os.fsync(descriptor)
     finally:
@@ -67,10 +70,15 @@ def write_manifest(folder: Path, names: Iterable[str]) -> None:
     write_json_atomically(folder / "manifest.json", {"files": files})
 
 
-def manifest_problem(folder: Path) -> str | None:
-    """Say what is wrong with `folder` against its manifest, or None when every file is as it was written."""
+def manifest_problem(folder: Path, *, required: Iterable[str] = ()) -> str | None:
+    """Say what is wrong with `folder` against its manifest, or None when every file is as it was written.
+
+    Files named in `required` must be listed: an empty manifest would vouch for an empty folder.
+    """
     try:
         files = json.loads((folder / "manifest.json").read_text())["files"]
+        if unlisted := sorted(set(required) - set(files)):
+            return f"{unlisted[0]} is not in the manifest"
         for name, entry in files.items():
             path = folder / name
             if not path.is_file():

@@ -126,6 +126,8 @@ def plan_from_record(content: RecordDict) -> PublicPlan:
         return from_flat(PublicPlan, dict(record))
     except ConfigError as error:
         raise WireError("the server's plan cannot be used", why=error.why) from None
+    except (ValueError, RecursionError):  # text that looks like a list and is none
+        raise WireError("the server's plan cannot be read") from None
 
 
 def answer(
@@ -145,7 +147,9 @@ def refusal_code(content: RecordDict) -> RefusalCode | None:
     if REFUSAL not in content:
         return None
     code = _record(content, REFUSAL, ConfigRecord).get("code")
-    return RefusalCode(code) if code in set(RefusalCode) else RefusalCode.INTERNAL
+    if isinstance(code, str) and code in set(RefusalCode):  # a list from a stranger has no hash
+        return RefusalCode(code)
+    return RefusalCode.INTERNAL
 
 
 def arrays_of(content: RecordDict) -> ArrayRecord:
@@ -158,10 +162,18 @@ def metrics_of(content: RecordDict) -> dict[str, float]:
     record = _record(content, METRICS, MetricRecord)
     if unknown := sorted(set(record) - METRIC_WHITE_LIST):
         raise WireError("the answer holds scalars that are not on the white list", why=unknown[0][:80])
-    values = {name: value for name, value in record.items() if isinstance(value, int | float)}
+    try:
+        values = {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
+    except OverflowError:  # an integer beyond every float
+        values = {}
     if len(values) != len(record) or not all(math.isfinite(value) for value in values.values()):
         raise WireError("the answer holds scalars that are not finite numbers")
-    return {name: float(value) for name, value in values.items()}
+    return values
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Bytes of a message's records, as they travel without Flower's own headers."""
+    return sum(record.count_bytes() for record in content.values())
 
 
 def _record(content: RecordDict, name: str, kind: type[R]) -> R:

@@ -34,10 +34,14 @@ def parameters_sha256(parameters: Mapping[str, npt.NDArray[np.float32]]) -> str:
     """SHA-256 over names, shapes and float32 bytes in name order; equal for equal models on any engine."""
     digest = hashlib.sha256()
     for name in sorted(parameters):
-        array = np.ascontiguousarray(parameters[name], dtype="<f4")
+        array = _little_endian(parameters[name])
         digest.update(f"{name}:{array.shape}\n".encode())
         digest.update(array.data)
     return digest.hexdigest()
+
+
+def _little_endian(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return np.asarray(array, dtype="<f4", order="C")  # unlike ascontiguousarray it keeps shape ()
 
 
 def l2_norm(parameters: Mapping[str, npt.NDArray[np.float32]]) -> float:
@@ -54,9 +58,7 @@ def difference(
 
 def to_record(parameters: Mapping[str, npt.NDArray[np.float32]]) -> ArrayRecord:
     """Encode as Flower's record: one `.npy` of little-endian float32 per name."""
-    return ArrayRecord(
-        {name: Array(np.ascontiguousarray(array, dtype="<f4")) for name, array in parameters.items()}
-    )
+    return ArrayRecord({name: Array(_little_endian(array)) for name, array in parameters.items()})
 
 
 def from_record(record: ArrayRecord, template: Template) -> Parameters:
@@ -91,16 +93,16 @@ def _decode(name: str, array: Array, shape: tuple[int, ...]) -> npt.NDArray[np.f
         header_shape, fortran_order, dtype = npy_format.read_array_header_1_0(
             stream, max_header_size=_HEADER_LIMIT
         )
-    except ValueError:
+    except Exception:  # numpy parses Python literals here: a hostile header raises almost anything
         raise WireError(f"parameter {name} is not an npy array") from None
     if header_shape != shape or dtype != np.dtype("<f4") or fortran_order:
         raise WireError(
-            f"parameter {name} has shape {header_shape} of {dtype}", why=f"expected {shape} of float32"
+            f"parameter {name} arrives in another shape or type",
+            why=f"{str(header_shape)[:80]} of {str(dtype)[:40]}, expected {shape} of float32",
         )
-    body = array.data[stream.tell() :]
-    if len(body) != num_bytes:
-        raise WireError(f"parameter {name} has {len(body)} bytes of values, expected {num_bytes}")
-    values = np.frombuffer(body, dtype="<f4").reshape(shape)
+    if len(array.data) - stream.tell() != num_bytes:
+        raise WireError(f"parameter {name} does not hold {num_bytes} bytes of values")
+    values = np.frombuffer(array.data, dtype="<f4", offset=stream.tell()).reshape(shape)
     if not np.isfinite(values).all():
         raise WireError(f"parameter {name} holds values that are not finite")
     return values
@@ -117,12 +119,13 @@ def write_safetensors(
     """Write parameters as safetensors, atomically."""
     from safetensors.numpy import save
 
-    content = {name: np.ascontiguousarray(array, dtype="<f4") for name, array in parameters.items()}
-    write_bytes_atomically(path, save(content), mode=mode)
+    write_bytes_atomically(
+        path, save({name: _little_endian(array) for name, array in parameters.items()}), mode=mode
+    )
 
 
 def read_safetensors(path: Path, template: Template | None = None) -> Parameters:
-    """Read parameters; with a `template` also check names, shapes, dtype and finiteness. Raises WireError."""
+    """Read finite float32 parameters; a `template` also fixes names, shapes and order. Raises WireError."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -131,7 +134,7 @@ def read_safetensors(path: Path, template: Template | None = None) -> Parameters
     except (OSError, SafetensorError, ValueError) as error:
         raise WireError(f"{path.name} is not a readable safetensors file", why=type(error).__name__) from None
     if template is None:
-        return {name: parameters[name] for name in sorted(parameters)}
+        template = template_of({name: parameters[name] for name in sorted(parameters)})
     if {name: array.shape for name, array in parameters.items()} != dict(template):
         raise WireError(f"{path.name} holds another model", why="names or shapes differ from the model's")
     if not all(array.dtype == np.float32 and np.isfinite(array).all() for array in parameters.values()):

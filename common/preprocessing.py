@@ -110,7 +110,8 @@ def _grey(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """ITU-R 601 luma in the fixed-point arithmetic of Pillow's `convert("L")`, so that both agree."""
     weights = np.array([19595, 38470, 7471], dtype=np.uint32)
     grey = (images.astype(np.uint32) * weights).sum(axis=-1, dtype=np.uint32) + np.uint32(0x8000)
-    return (grey >> np.uint32(16)).astype(np.uint8)
+    eight_bits: NDArray[np.uint8] = (grey >> np.uint32(16)).astype(np.uint8)
+    return eight_bits
 
 
 def _to_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:

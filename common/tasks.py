@@ -19,14 +19,14 @@ LOSS_CAP = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class BoundedSum:
-    """A sum over units that one unit can move only so far. Exact, hence private: it must not leave as it is."""
+    """A sum that one unit can move only so far. Exact, hence private: it must not leave as it is."""
 
     value: tuple[float, ...]
     """The sum, one entry per label."""
     labels: tuple[str, ...]
     """What each entry counts."""
     sensitivity: float
-    """Bound, in L1 and so in L2 norm, on the change of `value` when one unit with all its rows comes or goes."""
+    """Bound in L1 norm, and so in L2, on the change of `value` when one unit comes or goes."""
     meaning: str
     """One line for a person."""
 
@@ -47,14 +47,12 @@ class Task(Protocol):
         """Width of the model's last layer."""
 
     def losses(self, outputs: "Tensor", targets: "Tensor") -> "Tensor":
-        """Loss of each record, shape (rows,), from (rows, num_outputs) and (rows,); couples no two records."""
+        """Loss of each record, (rows,), from (rows, num_outputs) and (rows,); couples no two records."""
 
     def probabilities(self, outputs: "Tensor | npt.NDArray[Any]") -> npt.NDArray[np.float64]:
         """Probability of each class, shape (rows, classes), from the model's outputs."""
 
-    def metrics(
-        self, probabilities: npt.NDArray[Any], targets: npt.NDArray[Any]
-    ) -> dict[str, float | None]:
+    def metrics(self, probabilities: npt.NDArray[Any], targets: npt.NDArray[Any]) -> dict[str, float | None]:
         """Scores over rows, None where undefined. Computed on patients: private."""
 
     def bounded_sums(
@@ -112,9 +110,7 @@ class Classification:
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
         return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
-    def metrics(
-        self, probabilities: npt.NDArray[Any], targets: npt.NDArray[Any]
-    ) -> dict[str, float | None]:
+    def metrics(self, probabilities: npt.NDArray[Any], targets: npt.NDArray[Any]) -> dict[str, float | None]:
         """AUC, accuracy, balanced accuracy, precision, recall, specificity, f1; None where undefined."""
         return classification_metrics(probabilities, targets)
 
@@ -137,7 +133,7 @@ class Classification:
         return {
             "count": _bounded(totals["count"], ("units",), 1.0, "units"),
             "correct": _bounded(totals["correct"], ("correct",), 1.0, "units classified correctly"),
-            "loss": _bounded(totals["loss"], ("loss",), LOSS_CAP, f"cross-entropy in nats, at most {LOSS_CAP:g} a row"),
+            "loss": _bounded(totals["loss"], ("loss",), LOSS_CAP, "cross-entropy in nats, capped per row"),
             "targets": _bounded(totals["targets"], every, 1.0, "units of each class"),
             "predictions": _bounded(
                 totals["predictions"],
@@ -148,9 +144,7 @@ class Classification:
         }
 
 
-def make_task(
-    name: str, classes: Sequence[str], *, class_weights: Sequence[float] | None = None
-) -> Task:
+def make_task(name: str, classes: Sequence[str], *, class_weights: Sequence[float] | None = None) -> Task:
     """Build the task of that name; raises ConfigError for a name or classes that no task has."""
     if name != "classification":
         raise ConfigError(f"there is no task {name!r}", fix="choose classification")

@@ -67,7 +67,7 @@ class PhantomSet:
     site: str
     """The hospital, such as `phantom-hospital-2`."""
     opacity_boxes: NDArray[np.int64]
-    """(images, MAX_OPACITIES, 4): left, top, right, bottom in pixels, ends excluded; zeros where there is none."""
+    """(images, MAX_OPACITIES, 4): left, top, right, bottom in pixels, ends excluded; zeros where none is."""
     scanner: Scanner
     """The machine that took the images."""
 
@@ -81,7 +81,9 @@ def hospital_phantoms(
     pixels; round(prevalence * num_patients) patients have one to three opacities. Raises ValueError.
     """
     if hospital < 0 or seed < 0 or num_patients < 1:
-        raise ValueError(f"expected hospital, seed >= 0 and num_patients >= 1, got {hospital, seed, num_patients}")
+        raise ValueError(
+            f"expected hospital, seed >= 0 and num_patients >= 1, got {hospital, seed, num_patients}"
+        )
     if not SMALLEST_IMAGE <= image_size <= LARGEST_IMAGE:
         raise ValueError(f"image_size must be {SMALLEST_IMAGE} to {LARGEST_IMAGE} pixels, got {image_size}")
     if not 0 <= prevalence <= 1:
@@ -121,12 +123,12 @@ def _draw_anatomy(rng: np.random.Generator, is_positive: NDArray[np.bool_]) -> d
 
     anatomy = {
         "body_width": between(0.80, 0.98),
-        "softness": between(0.54, 0.64),  # density of the soft tissue around the lungs: slim to heavy
+        "softness": between(0.55, 0.63),  # density of the soft tissue around the lungs: slim to heavy
         "lung_top": between(-0.84, -0.66),
         "lung_bottom": between(0.40, 0.68),
         "lung_outer": between(0.66, 0.78),
         "lung_inner": between(0.10, 0.17),
-        "lung_air": between(0.29, 0.39),  # density that air takes away
+        "lung_air": between(0.33, 0.39),  # density that air takes away
         "asymmetry": between(-0.05, 0.05),
         "right_dome": between(0.0, 0.10),  # the liver lifts the right half of the diaphragm
         "heart_size": between(0.24, 0.36),
@@ -137,7 +139,7 @@ def _draw_anatomy(rng: np.random.Generator, is_positive: NDArray[np.bool_]) -> d
         "rib_slope": between(0.18, 0.40),
         "rib_density": between(0.04, 0.10),
         "hilum": between(0.04, 0.12),
-        "texture": rng.normal(0, 0.05, size=(patients, _TEXTURE_NODES, _TEXTURE_NODES)).astype(np.float32),
+        "texture": rng.normal(0, 0.04, size=(patients, _TEXTURE_NODES, _TEXTURE_NODES)).astype(np.float32),
     }
     slots = MAX_OPACITIES
     count = rng.choice(slots, size=patients, p=(0.35, 0.35, 0.3)) + 1
@@ -146,23 +148,23 @@ def _draw_anatomy(rng: np.random.Generator, is_positive: NDArray[np.bool_]) -> d
     # Small and faint ones are the difficult patients: squares of uniform draws make them common.
     difficulty = rng.random((patients, slots)).astype(np.float32)
     return anatomy | {
-        "opacity_x": side * between(0.26, 0.56, slots),
-        "opacity_y": between(-0.42, 0.34, slots),
-        "opacity_radius": 0.13 + 0.20 * (1 - difficulty) * between(0.4, 1.0, slots),
+        "opacity_x": side * between(0.27, 0.52, slots) + 0.03,
+        "opacity_y": between(-0.45, 0.24, slots),
+        "opacity_radius": 0.15 + 0.25 * (1 - difficulty) * between(0.4, 1.0, slots),
         "opacity_stretch": between(0.7, 1.4, slots),
-        "opacity_density": present * (0.18 + 0.28 * (1 - difficulty) * between(0.5, 1.0, slots)),
+        "opacity_density": present * (0.20 + 0.30 * (1 - difficulty) * between(0.5, 1.0, slots)),
     }
 
 
 def _draw_poses(rng: np.random.Generator, images: int) -> dict[str, _Floats]:
     """How the patient stood and was exposed in each image: (images,)."""
     spreads = {
-        "shift_x": (0.0, 0.035),
-        "shift_y": (0.0, 0.035),
-        "zoom": (1.0, 0.03),
+        "shift_x": (0.0, 0.06),
+        "shift_y": (0.0, 0.06),
+        "zoom": (1.0, 0.05),
         "tilt": (0.0, 0.03),
         "breath": (0.0, 0.03),
-        "exposure": (0.0, 0.02),
+        "exposure": (0.0, 0.012),
         "gain": (1.0, 0.03),
     }
     return {name: rng.normal(*spread, size=images).astype(np.float32) for name, spread in spreads.items()}
@@ -190,7 +192,7 @@ def _densities(chests: dict[str, _Floats], pose: dict[str, _Floats], size: int) 
     thickness = across / torso_edge
     thickness *= thickness
     thickness *= thickness
-    density = _ramp(torso_edge - across, 0.06) * c["softness"] * (1.08 - 0.35 * thickness)
+    density: _Floats = _ramp(torso_edge - across, 0.06) * c["softness"] * (1.08 - 0.35 * thickness)
     # 2. Lungs: between an inner and an outer edge that meet at the apex, above the domes of the diaphragm.
     depth = np.clip((y - c["lung_top"]) / (c["lung_bottom"] - c["lung_top"]), 0, 1)
     opening = np.sqrt(1 - (1 - depth) ** 3)
@@ -214,23 +216,30 @@ def _densities(chests: dict[str, _Floats], pose: dict[str, _Floats], size: int) 
     density += ribs * cage * c["rib_density"] * (0.5 + across)
     collar = np.abs(y - c["lung_top"] - 0.20 + 0.25 * across)
     density += _ramp(0.03 - collar, 0.03) * _ramp(0.68 - across, 0.05) * 0.1
-    # 5. Opacities: fluid where air should be, uneven like the lung around it.
-    for slot in range(MAX_OPACITIES):
-        ill = np.flatnonzero(chests["opacity_density"][:, slot])
-        o = {name: v[ill, slot, None, None] for name, v in chests.items() if name.startswith("opacity")}
-        across_o = (x[ill] - o["opacity_x"]) / (o["opacity_radius"] * o["opacity_stretch"])
-        along_o = (y[ill] - o["opacity_y"]) * o["opacity_stretch"] / o["opacity_radius"]
-        cloud = o["opacity_density"] * np.exp(-(across_o**2) - along_o**2)
-        density[ill] += cloud * lung[ill] * (1 - 0.6 * heart[ill]) * (1 + 4 * texture[ill])
+    # 5. Opacities: fluid in place of air (so no denser than the air was), uneven, dim behind the heart.
+    fluid = np.minimum(_clouds(chests, x=x, y=y), 1.1 * c["lung_air"])
+    density += fluid * lung * (1 - 0.6 * heart) * (1 + 3 * texture)
     # 6. Exposure of this image.
     density *= p["gain"]
     density += p["exposure"]
     return density
 
 
+def _clouds(chests: dict[str, _Floats], *, x: _Floats, y: _Floats) -> _Floats:
+    """Density of the opacities at x (images, size, size) and y (images, size, 1), wherever the lung ends."""
+    clouds = np.zeros_like(x)
+    for slot in range(MAX_OPACITIES):
+        ill = np.flatnonzero(chests["opacity_density"][:, slot])
+        o = {name: v[ill, slot, None, None] for name, v in chests.items() if name.startswith("opacity")}
+        across = (x[ill] - o["opacity_x"]) / (o["opacity_radius"] * o["opacity_stretch"])
+        along = (y[ill] - o["opacity_y"]) * o["opacity_stretch"] / o["opacity_radius"]
+        clouds[ill] += o["opacity_density"] * np.exp(-(across**2) - along**2)
+    return clouds
+
+
 def _pixel_centres(size: int) -> _Floats:
     """Coordinates of the pixels of one row, (size,)."""
-    return ((np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(2 / size)) - np.float32(1)
+    return ((np.arange(size) + 0.5) * (2 / size) - 1).astype(np.float32)
 
 
 def _texture(nodes: _Floats, *, x: _Floats, y: _Floats) -> _Floats:
@@ -239,27 +248,31 @@ def _texture(nodes: _Floats, *, x: _Floats, y: _Floats) -> _Floats:
     spacing = 2 / (_TEXTURE_NODES - 1)
 
     def weights(positions: _Floats) -> _Floats:
-        return np.exp(-(((positions[:, :, None] - places) / np.float32(0.75 * spacing)) ** 2))
+        steps: _Floats = (positions[:, :, None] - places) / np.float32(0.75 * spacing)
+        return np.exp(-(steps**2))
 
-    field: _Floats = weights(y) @ nodes @ weights(x).transpose(0, 2, 1)
-    return field
+    # The tilt is left out of x: it would cost a full picture of weights and shows only at the corners.
+    field = weights(y) @ nodes @ weights(x).transpose(0, 2, 1)
+    return field.astype(np.float32, copy=False)
 
 
 def _scan(densities: _Floats, scanner: Scanner, rng: np.random.Generator) -> NDArray[np.uint8]:
     """What the scanner makes of the densities (images, size, size): grey values 0 to 255."""
     size = densities.shape[-1]
     centres = _pixel_centres(size)
-    spread = np.exp(-(((centres[:, None] - centres) / np.float32(scanner.blur)) ** 2) / 2)
+    steps = (centres[:, None] - centres) / np.float32(scanner.blur)
+    spread = np.exp(-(steps**2) / 2)
     spread /= spread.sum(axis=0)
     film = spread.T @ densities @ spread  # a Gaussian is separable: two small matrix products
-    film = np.clip(0.5 + scanner.contrast * (film - 0.5) + scanner.brightness, 0, 1)
+    film = np.clip(0.5 + scanner.contrast * (film - 0.5) + scanner.brightness, 0, 1).astype(np.float32)
     np.power(film, np.float32(scanner.gamma), out=film)
     film *= 1 - np.float32(scanner.vignetting / 2) * (centres[:, None] ** 2 + centres**2)
     # Dense tissue lets few photons through, so bright pixels are the noisy ones.
     noise = rng.standard_normal(film.shape, dtype=np.float32)
     film += noise * (np.float32(scanner.noise) * (0.5 + film))
     film *= 255
-    return np.clip(np.rint(film, out=film), 0, 255, out=film).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.clip(np.rint(film), 0, 255).astype(np.uint8)
+    return grey
 
 
 def _opacity_boxes(chests: dict[str, _Floats], pose: dict[str, _Floats], size: int) -> NDArray[np.int64]:
@@ -273,5 +286,6 @@ def _opacity_boxes(chests: dict[str, _Floats], pose: dict[str, _Floats], size: i
     shifts = np.stack([p["shift_x"], p["shift_y"]] * 2, axis=-1)
     pixels = (edges * p["zoom"][..., None] + shifts + 1) * (size / 2)
     pixels[..., :2], pixels[..., 2:] = np.floor(pixels[..., :2]), np.ceil(pixels[..., 2:])
-    boxes = np.clip(pixels, 0, size).astype(np.int64)
-    return boxes * (chests["opacity_density"] > 0)[..., None]
+    boxes: NDArray[np.int64] = np.clip(pixels, 0, size).astype(np.int64)
+    boxes *= (chests["opacity_density"] > 0)[..., None]
+    return boxes

@@ -60,13 +60,13 @@ def cnn(spec: ModelSpec) -> nn.Module:
 
 
 def cnn_small(spec: ModelSpec) -> nn.Module:
-    """Three blocks 16/32/32 that halve the map by striding, read on a 4 x 4 grid.
+    """Three blocks 16/32/32 that halve the map by striding, read on a 3 x 3 grid.
 
     Few parameters, because the noise of DP-SGD grows with the root of their number; strided from the first
     layer, because a hospital's step costs in proportion to the pixels it looks at.
     """
     blocks = [Block(channels=16, stride=2), Block(channels=32, stride=2), Block(channels=32, stride=2)]
-    return _read_on_grid(spec, _trunk(spec, blocks), grid=4)
+    return _read_on_grid(spec, _trunk(spec, blocks), grid=3)
 
 
 def cnn_flatten(spec: ModelSpec) -> nn.Module:

@@ -26,9 +26,7 @@ def write_initial_parameters(spec: ModelSpec, *, seed: int, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 when the file is written, 2 with the reason on stderr when it cannot be."""
-    parser = argparse.ArgumentParser(
-        prog="python -m common.models.initial", description="Write initial weights."
-    )
+    parser = argparse.ArgumentParser(description="Write initial weights.")
     parser.add_argument("--spec", required=True, help="the model as JSON, keys as in ModelSpec")
     parser.add_argument("--seed", required=True, type=int, help="equal seeds give equal bits")
     parser.add_argument("--out", required=True, type=Path, help="safetensors file to write")

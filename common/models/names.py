@@ -20,17 +20,15 @@ MODELS: Mapping[str, KnownModel] = MappingProxyType(
         "softmax": KnownModel(summary="logistic regression on the pixels", minimum_image_size=8),
         "cnn1": KnownModel(summary="one convolution", minimum_image_size=14),
         "cnn2": KnownModel(summary="two convolutions", minimum_image_size=16),
-        "cnn": KnownModel(summary="three blocks 32/64/128, about 96,000 parameters", minimum_image_size=24),
+        "cnn": KnownModel(summary="three blocks 32/64/128, 95,000 parameters", minimum_image_size=24),
         "cnn-small": KnownModel(
-            summary="three strided convolutions, under 20,000 parameters", minimum_image_size=25
+            summary="three strided convolutions, under 20,000 parameters", minimum_image_size=17
         ),
         "cnn-flatten": KnownModel(
-            summary="blocks 32/64/128, flattened, 512 hidden units: grows with the image",
+            summary="blocks 32/64/128, 512 hidden units: grows with the image",
             minimum_image_size=8,
         ),
-        "resnet18": KnownModel(
-            summary="ResNet-18 with GroupNorm, 11 million parameters", minimum_image_size=8
-        ),
+        "resnet18": KnownModel(summary="ResNet-18 with GroupNorm, 11 million weights", minimum_image_size=8),
     }
 )
 

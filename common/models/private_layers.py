@@ -56,6 +56,6 @@ def refuse_batch_norm(model: nn.Module) -> None:
     if found:
         raise BatchNormError(
             f"this model cannot be trained under differential privacy: {', '.join(found)}",
-            why="these layers mix the patients of a batch or keep statistics of them, which no clipping undoes",
+            why="they mix the patients of a batch or keep statistics of them, which no clipping undoes",
             fix="use GroupNorm in their place",
         )

@@ -9,7 +9,7 @@ from common.models.private_layers import group_norm
 
 
 class _PrivateBlock(BasicBlock):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's block without its in-place sum, which backward hooks on the norm layer forbid."""
+    """A block of torchvision without its in-place sum, which backward hooks on the norm layer forbid."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (rows, channels, height, width) to the block's output."""
@@ -20,7 +20,7 @@ class _PrivateBlock(BasicBlock):  # type: ignore[misc]  # torchvision has no typ
 
 
 def resnet18(spec: ModelSpec) -> nn.Module:
-    """torchvision's ResNet-18 with GroupNorm; always ReLU, whatever `spec.activation` says.
+    """ResNet-18 of torchvision with GroupNorm; always ReLU, whatever `spec.activation` says.
 
     Residual sums of bounded activations would saturate. Below 64 px the first convolution is 3 x 3 without
     stride or max-pooling, as usual for small images: the standard stem would leave a map of one pixel.

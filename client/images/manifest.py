@@ -1,0 +1,99 @@
+"""Layout 3: a CSV manifest with one image per row."""
+
+import os
+from pathlib import Path
+
+from client.images.decode import DataFolder, Unusable
+from client.images.records import ImageFiles, Records, SkippedImage, SkipReason
+from client.images.splits import split_named
+from client.images.tables import Table
+from common.config import DataConfig
+from common.errors import DataError
+
+
+def read_manifest(table: Table, data: DataConfig) -> Records:
+    """Records of a manifest; rows that name no usable file, label, patient or split are listed as skipped.
+
+    Raises DataError when a needed column or the folder of the images is missing.
+    """
+    path_column = table.need("path", data.path_column)
+    label_column = table.need("label", data.label_column)
+    patient_column = table.column("patient", data.patient_column)
+    split_column = _split_column(table, data)
+    root = image_folder(table, data)
+    inside = DataFolder(root)
+
+    kept: list[dict[str, str]] = []
+    paths: dict[str, None] = {}
+    skipped: list[SkippedImage] = []
+    for row, line in zip(table.rows, table.lines, strict=True):
+        name = row[path_column]
+        try:
+            if not name:
+                raise Unusable(SkipReason.BLANK_PATH)
+            path = _locate(inside, name)
+            if path in paths:
+                raise Unusable(SkipReason.LISTED_TWICE)
+            if not row[label_column]:
+                raise Unusable(SkipReason.BLANK_LABEL)
+            if patient_column and not row[patient_column]:
+                raise Unusable(SkipReason.BLANK_PATIENT)
+            if split_column and split_named(row[split_column]) is None:
+                raise Unusable(SkipReason.UNKNOWN_SPLIT)
+        except Unusable as unusable:
+            skipped.append(SkippedImage(name or f"{table.path.name} line {line}", unusable.reason))
+            continue
+        paths[path] = None
+        kept.append(row)
+    return Records(
+        source=ImageFiles(root, tuple(paths)),
+        labels=tuple(row[label_column] for row in kept),
+        unit="patient" if patient_column else "image",
+        unit_ids=tuple(row[patient_column] for row in kept) if patient_column else None,
+        splits=tuple((split_column and split_named(row[split_column])) or "" for row in kept),
+        groups={
+            column: tuple(row[column] for row in kept)
+            for column in table.others([path_column, patient_column])
+        },
+        skipped=tuple(skipped),
+        layout=_describe(path_column, label_column, patient_column, split_column),
+    )
+
+
+def image_folder(table: Table, data: DataConfig) -> Path:
+    """Resolved folder that the paths of a manifest start from."""
+    beside = table.path.parent
+    root = Path(data.path_root) if data.path_root else beside
+    if not root.is_dir() and (beside / root).is_dir():
+        root = beside / root
+    if not root.is_dir():
+        raise DataError(
+            f"there is no folder {data.path_root}",
+            why="data.path-root is where the paths of the manifest start",
+            fix="set data.path-root (--path-root) to an existing folder",
+        )
+    return root.resolve()
+
+
+def _locate(inside: DataFolder, name: str) -> str:
+    try:
+        return inside.locate(name)
+    except Unusable as unusable:
+        # Tables made on Windows separate folders by backslashes.
+        if unusable.reason is not SkipReason.MISSING or "\\" not in name:
+            raise
+        return inside.locate(name.replace("\\", os.sep))
+
+
+def _split_column(table: Table, data: DataConfig) -> str | None:
+    """The split column; one found by its name counts only if it names a split (`fold` may hold numbers)."""
+    column = table.column("split", data.split_column)
+    if column is None or data.split_column or any(split_named(row[column]) for row in table.rows):
+        return column
+    return None
+
+
+def _describe(path: str, label: str, patient: str | None, split: str | None) -> str:
+    return (
+        f"CSV manifest (path: {path}, label: {label}, patient: {patient or 'none'}, split: {split or 'none'})"
+    )
