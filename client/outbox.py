@@ -50,7 +50,7 @@ class Outbox:
         self._forget_older_rounds(key)
 
     def find(self, key: RoundKey) -> SealedAnswer | None:
-        """Return the sealed answer of `key`, None when there is none. Raises LedgerError when it was altered."""
+        """The sealed answer of `key`, None when there is none. Raises LedgerError when it was altered."""
         path = self._path(key)
         if not path.is_file():
             return None

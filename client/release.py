@@ -18,7 +18,7 @@ from common.files import append_line
 from common.messages import Envelope
 from common.parameters import record_bytes, to_record
 
-HELLO_WHITE_LIST = frozenset({"name", "enrolled-patients", "schema-version", "version", "classes-ok"})
+HELLO_WHITE_LIST = frozenset({"name", "enrolled-patients", "schema-version", "version"})
 """What a hospital says of itself: nothing here depends on which patients it has."""
 
 
@@ -34,13 +34,15 @@ class Door:
             raise PrivacyError(f"{sorted(unknown)[0]} is not on the white list of what may leave")
         arrays = to_record(sealed.delta)
         self._note(envelope, "update", record_bytes(arrays), sealed.sha256, sealed.metrics)
-        return messages.answer(
-            request,
-            envelope,
-            **{messages.ARRAYS: arrays, messages.METRICS: MetricRecord(dict(sealed.metrics))},
-        )
+        records: dict[str, messages.Record] = {
+            messages.ARRAYS: arrays,
+            messages.METRICS: MetricRecord(dict(sealed.metrics)),
+        }
+        return messages.answer(request, envelope, **records)
 
-    def introduction(self, request: Message, envelope: Envelope, facts: dict[str, str | int | bool]) -> Message:
+    def introduction(
+        self, request: Message, envelope: Envelope, facts: dict[str, str | int | bool]
+    ) -> Message:
         """Answer a hello with the hospital's public facts."""
         if set(facts) != HELLO_WHITE_LIST:
             raise PrivacyError("the introduction does not hold exactly the white-listed facts")
@@ -50,7 +52,9 @@ class Door:
     def receipt(self, request: Message, envelope: Envelope, model_sha256: str) -> Message:
         """Confirm which model was stored."""
         self._note(envelope, "receipt", 0, model_sha256, {})
-        return messages.answer(request, envelope, **{messages.RECEIPT: ConfigRecord({"sha256": model_sha256})})
+        return messages.answer(
+            request, envelope, **{messages.RECEIPT: ConfigRecord({"sha256": model_sha256})}
+        )
 
     def refusal(self, request: Message, envelope: Envelope, code: RefusalCode) -> Message:
         """Answer with an enumerated reason and no local detail."""

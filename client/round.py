@@ -5,20 +5,21 @@ anywhere, the hospital either sends the sealed bytes again or trains on the char
 """
 
 import time
-from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import Message
 
-from client.ledger import Charge
+from client.device import resolve_device
+from client.images.dataset import HospitalImages
+from client.ledger_records import Charge
 from client.outbox import SealedAnswer
-from client.policy import agree
+from client.policy import TrainingRequest, agree, planned
+from client.private_training import train_privately
 from client.site import Site
-from client.training import TrainingResult
+from client.training import TrainingResult, train
 from common import messages
 from common.config import PublicPlan
 from common.errors import Refusal, RefusalCode, WireError
-from common.examples import Examples
-from common.messages import Envelope
+from common.messages import Envelope, RoundKey
 from common.models.registry import build_model, load_parameters, parameter_template
 from common.parameters import Parameters, difference, from_record, parameters_sha256
 from common.preprocessing import Preprocessing
@@ -27,28 +28,156 @@ from common.privacy.randomness import RandomnessSource, ReproducibleRandomness, 
 from common.tasks import make_task
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Agreed:
-    plan: PublicPlan
-    privacy: PrivacyPlan | None
-    charge: Charge
-
-
-def answer_training(site: Site, request: Message, envelope: Envelope) -> Message:
-    """Train one round and answer with the sealed update. Raises FederationError where the hospital refuses."""
-    key, plan = envelope.key, messages.plan_from_record(request.content)
+def train_round(site: Site, request: Message, envelope: Envelope) -> Message:
+    """Answer a training request. Raises FederationError where the hospital refuses."""
+    key = envelope.key
     with site.locked():
         # 1. The same question gets the same bytes.
         sealed = site.outbox.find(key)
         if sealed is None:
-            # 2. Check what arrived, then the plan against policy and budget; charge and wait for the disk.
+            # 2. Check what arrived and what is here.
+            plan = messages.plan_from_record(request.content)
             weights = _checked_weights(request, envelope, plan)
-            examples = site.images(plan).train
-            agreed = agree(site, key, plan, examples)
-            # 3. Train, form the difference, seal it.
-            result = _train(site, plan, agreed, examples, weights, deadline=_deadline(request))
-            sealed = _form_answer(site, agreed, result, weights)
+            images = _checked_images(site, plan)
+            # 3. Agree under the hospital's policy; charge the ledger and wait for the disk.
+            privacy, charge = _charged(site, key, plan, images)
+            # 4. Train, form the difference, seal it.
+            result = _trained(site, key, plan, privacy, images, weights, deadline=_deadline(request))
+            sealed = _formed(site, plan, charge, result, weights)
             site.outbox.seal(key, sealed)
         site.ledger.mark_sealed(key, sealed.sha256)
-    # 4. Through the door.
+    # 5. Through the door.
     return site.door.update(request, envelope, sealed)
+
+
+def _checked_weights(request: Message, envelope: Envelope, plan: PublicPlan) -> Parameters:
+    if time.time() > _deadline(request):
+        raise Refusal(RefusalCode.LATE, "the round's deadline passed before it arrived")
+    if envelope.encoding != messages.ENCODING_FLOAT32 or envelope.masked or envelope.task != plan.data.task:
+        raise WireError("the message asks for an encoding or task that this release does not have")
+    template = parameter_template(plan.model_spec)
+    weights = from_record(messages.arrays_of(request.content), template)
+    if parameters_sha256(weights) != envelope.key.model_hash:
+        raise WireError("the global weights do not have the hash that the envelope names")
+    return weights
+
+
+def _checked_images(site: Site, plan: PublicPlan) -> HospitalImages:
+    images = site.images(plan)
+    if plan.data.unit == "patient" and images.unit == "image":
+        raise Refusal(
+            RefusalCode.DATA,
+            "the run protects patients, and these images name none",
+            fix="name the patient column in hospital.toml, or take part in a run with unit = 'image'",
+        )
+    return images
+
+
+def _charged(
+    site: Site, key: RoundKey, plan: PublicPlan, images: HospitalImages
+) -> tuple[PrivacyPlan | None, Charge]:
+    """Agree on this round's plan and charge it; a charge that already stands is trained on, not repeated."""
+    config, ledger = site.config, site.ledger
+    asked = TrainingRequest.of(plan, round_number=key.round_number, unit=images.unit)
+    cohort = ledger.cohort(images.train.unit_ids)
+    standing = ledger.find(key)
+    if standing is not None and standing.sealed_sha256 is not None:
+        raise Refusal(
+            RefusalCode.CONFLICT,
+            f"round {key.round_number} was answered, and the sealed answer is gone",
+            why="a second, different answer on the same charge would double what is learned",
+            fix="let the server open a new attempt, which is charged",
+        )
+    if standing is not None and standing.event is not None:
+        privacy: PrivacyPlan | None = planned(config, asked, standing.event.noise_multiplier)
+    else:
+        rehearsed = None if plan.claims_privacy else key.run_id
+        privacy = agree(
+            config,
+            asked,
+            histories=ledger.histories(cohort, rehearsed_run=rehearsed),
+            num_units=images.train.num_units,
+            earlier_noise_multiplier=ledger.noise_multiplier_of(key.run_id),
+        )
+    charge = ledger.charge(
+        key,
+        event=privacy.event() if privacy else None,
+        cohort=cohort,
+        delta=config.delta,
+        unit=images.unit,
+        l2_clip_norm=privacy.l2_clip_norm if privacy else None,
+        claims_privacy=plan.claims_privacy,
+        limit=config.policy.epsilon,
+        plan_digest=privacy.digest() if privacy else "",
+    )
+    return privacy, charge
+
+
+def _trained(
+    site: Site,
+    key: RoundKey,
+    plan: PublicPlan,
+    privacy: PrivacyPlan | None,
+    images: HospitalImages,
+    weights: Parameters,
+    *,
+    deadline: float,
+) -> TrainingResult:
+    model = build_model(plan.model_spec)
+    load_parameters(model, weights)
+    task = make_task(plan.data.task, plan.data.classes)
+    preprocessing = Preprocessing(image_size=plan.data.image_size, channels=plan.data.channels)
+    randomness: RandomnessSource = SecureRandomness()
+    if plan.federation.reproducible:
+        randomness = ReproducibleRandomness(plan.federation.seed, site.name)
+    if privacy is not None:
+        return train_privately(
+            model=model,
+            task=task,
+            examples=images.train,
+            preprocessing=preprocessing,
+            plan=privacy,
+            training=plan.training,
+            round_number=key.round_number,
+            num_rounds=plan.federation.rounds,
+            randomness=randomness,
+            device=resolve_device(site.config.site.device),
+            stop=lambda: time.time() > deadline,
+        )
+    return train(
+        model=model,
+        task=task,
+        examples=images.train,
+        preprocessing=preprocessing,
+        training=plan.training,
+        local_steps=plan.privacy.local_steps,
+        round_number=key.round_number,
+        num_rounds=plan.federation.rounds,
+        randomness=randomness,
+        device=resolve_device(site.config.site.device),
+        stop=lambda: time.time() > deadline,
+    )
+
+
+def _formed(
+    site: Site, plan: PublicPlan, charge: Charge, result: TrainingResult, weights: Parameters
+) -> SealedAnswer:
+    """The update and the scalars that go with it; every number but the clock is the plan's own."""
+    metrics: dict[str, float | int] = {
+        messages.NUM_EXAMPLES: site.config.hospital.enrolled_patients,
+        messages.TRAINING_STARTED: result.started_at,
+        messages.TRAINING_ENDED: result.ended_at,
+    }
+    if plan.claims_privacy and charge.event is not None and charge.epsilon is not None:
+        metrics |= {
+            messages.NOISE_MULTIPLIER: charge.event.noise_multiplier,
+            messages.STEPS: charge.event.steps,
+            messages.EPSILON: charge.epsilon,
+            messages.DELTA: charge.delta,
+        }
+    return SealedAnswer(delta=difference(result.parameters, weights), metrics=metrics)
+
+
+def _deadline(request: Message) -> float:
+    """Unix seconds after which an answer is worth nothing."""
+    return request.metadata.created_at + request.metadata.ttl

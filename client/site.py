@@ -1,4 +1,4 @@
-"""A hospital on its own machine: configuration, folders, ledger, outbox and images, opened once per process."""
+"""A hospital on its own machine: configuration, folders, ledger, outbox, images; opened once per process."""
 
 import hashlib
 import hmac
@@ -6,15 +6,18 @@ import json
 import logging
 import os
 import tempfile
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 
 from flwr.app import Context
 
+from client.generated_hospital import write_generated_hospital
 from client.images.dataset import HospitalImages, read_hospital_images
 from client.ledger import Ledger
 from client.outbox import Outbox
 from client.release import Door
+from client.site_lock import site_lock
 from common.config import HospitalConfig, PublicPlan
 from common.errors import ConfigError
 from common.preprocessing import Preprocessing
@@ -39,6 +42,10 @@ class Site:
     def name(self) -> str:
         """Name on the federation's roster."""
         return self.config.hospital.name
+
+    def locked(self) -> AbstractContextManager[None]:
+        """One round at a time in this hospital, whatever the number of processes."""
+        return site_lock(self.state_folder)
 
     def images(self, plan: PublicPlan) -> HospitalImages:
         """The hospital's images as the plan wants them, read and decoded once per process."""
@@ -103,11 +110,11 @@ def _site(config_file: str) -> Site:
 
 
 def _generated_hospital(number: int, run_id: int) -> Path:
-    from client.images.phantoms import write_phantom_hospital
-
     base = Path(tempfile.gettempdir()) / f"hospital-federation-{os.getuid()}" / str(run_id)
+    base.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder = base / f"hospital-{number + 1}"
-    if not (folder / "hospital.toml").is_file():
-        base.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_phantom_hospital(folder, hospital=number, seed=run_id % 2**31)
-    return folder / "hospital.toml"
+    with site_lock(base):
+        toml = folder / "hospital.toml"
+        return (
+            toml if toml.is_file() else write_generated_hospital(folder, number=number, seed=run_id % 2**31)
+        )

@@ -19,6 +19,7 @@ from common.config import PublicPlan
 from common.errors import ConfigError, RefusalCode, WireError
 from common.settings import from_flat, to_flat
 
+Record = ArrayRecord | ConfigRecord | MetricRecord
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 F = TypeVar("F", str, int, bool)
 
@@ -130,9 +131,7 @@ def plan_from_record(content: RecordDict) -> PublicPlan:
         raise WireError("the server's plan cannot be read") from None
 
 
-def answer(
-    request: Message, envelope: Envelope, **records: ConfigRecord | MetricRecord | ArrayRecord
-) -> Message:
+def answer(request: Message, envelope: Envelope, **records: Record) -> Message:
     """Reply to `request` with the envelope and the named records."""
     return Message(RecordDict({ENVELOPE: envelope.to_record(), **records}), reply_to=request)
 

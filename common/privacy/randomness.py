@@ -124,7 +124,7 @@ class _ChaChaStream:
         from scipy.special import ndtri
 
         def invert(words: npt.NDArray[np.uint64]) -> Floats:
-            tail = (words & _LOW_63_BITS) + 0.5
+            tail: Floats = (words & _LOW_63_BITS) + np.float64(0.5)
             tail *= 2.0**-64
             ndtri(tail, out=tail)
             np.negative(tail, out=tail, where=words > _LOW_63_BITS)

@@ -1,0 +1,32 @@
+"""The ClientApp: what a hospital does with each message, top to bottom.
+
+Read next: `client/round.py` (one round), `client/release.py` (the one door out), `common/messages.py`.
+"""
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.answering import answered
+from client.closing import keep_model
+from client.introduction import introduce
+from client.round import train_round
+
+app = ClientApp()
+
+
+@app.query("hello")
+def hello(request: Message, context: Context) -> Message:
+    """Say who this hospital is: public facts only."""
+    return answered(introduce, request, context)
+
+
+@app.train()
+def train(request: Message, context: Context) -> Message:
+    """Train one round under the hospital's policy and answer with the sealed update."""
+    return answered(train_round, request, context)
+
+
+@app.query("closing")
+def closing(request: Message, context: Context) -> Message:
+    """Keep the finished model and confirm which one it is."""
+    return answered(keep_model, request, context)

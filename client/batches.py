@@ -1,0 +1,144 @@
+"""Which rows are computed together: rows of the sampled patients, cut into chunks that fit in memory.
+
+A logical batch decides what is learned and what privacy costs; a chunk only bounds memory. All rows of a unit
+(patient) lie in one chunk, because a patient's gradient is clipped as a whole.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common.examples import Examples, UnitRows
+from common.preprocessing import Preprocessing
+from common.privacy.randomness import RandomnessSource, Stream
+
+CHUNK_BYTES = 256 * 2**20
+"""Per-row gradients and activations of one chunk stay below about this."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chunk:
+    """Rows that go through the network together."""
+
+    rows: NDArray[np.int64]
+    """(rows,) numbers of rows in the table."""
+    segments: NDArray[np.int64]
+    """(rows,) unit of each row within the chunk, 0..num_units-1, never decreasing."""
+    num_units: int
+    """Units (patients) in the chunk, each with all its rows."""
+
+
+def sampled_rows(
+    units: NDArray[np.int64], unit_rows: UnitRows, *, max_rows_per_unit: int, stream: Stream
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of `units`, at most `max_rows_per_unit` of each, and the segment (0, 1, ... in order) of each row.
+
+    Where a unit has more, a fresh uniform choice without replacement is made; units without rows (they
+    contribute nothing) keep their segment number.
+    """
+    offsets, rows = unit_rows
+    counts = offsets[units + 1] - offsets[units]
+    segments = np.repeat(np.arange(len(units), dtype=np.int64), counts)
+    ranks = _ranks(counts)
+    picked = rows[offsets[units][segments] + ranks]
+    if len(picked) == 0 or counts.max() <= max_rows_per_unit:
+        return picked, segments
+    # Rank the rows of each unit by a random key and keep the first ones.
+    order = np.lexsort((stream.uniform(len(picked)), segments))
+    kept = order[ranks < max_rows_per_unit]
+    return picked[kept], segments[kept]
+
+
+def chunks_of_units(
+    rows: NDArray[np.int64], segments: NDArray[np.int64], *, max_rows: int
+) -> Iterator[Chunk]:
+    """Cut rows into chunks of at most `max_rows` (more only where one unit has more); none for no rows."""
+    if len(rows) == 0:
+        return
+    present, starts = np.unique(segments, return_index=True)
+    ends = np.append(starts[1:], len(rows))
+    first = 0
+    while first < len(present):
+        # The furthest unit that still ends within max_rows; always at least one unit.
+        last = max(int(np.searchsorted(ends, starts[first] + max_rows, side="right")), first + 1)
+        lengths = ends[first:last] - starts[first:last]
+        yield Chunk(
+            rows=rows[starts[first] : ends[last - 1]],
+            segments=np.repeat(np.arange(last - first, dtype=np.int64), lengths),
+            num_units=last - first,
+        )
+        first = last
+
+
+def minibatches(
+    num_rows: int, *, batch_size: int, steps: int, randomness: RandomnessSource, round_number: int
+) -> Iterator[NDArray[np.int64]]:
+    """Yield `steps` batches of row numbers without replacement; a new order whenever all rows were seen.
+
+    The last batch of an epoch may be smaller. For training without privacy only: shuffling is not Poisson
+    sampling, and no epsilon may be stated for it.
+    """
+    if num_rows < 1:
+        raise ValueError("no rows to train on")
+    batches_per_epoch = -(-num_rows // batch_size)
+    for step in range(steps):
+        epoch, position = divmod(step, batches_per_epoch)
+        if position == 0:
+            stream = randomness.stream(purpose="shuffle", round_number=round_number, step=epoch)
+            order = np.asarray(stream.permutation(num_rows), dtype=np.int64)
+        yield order[position * batch_size : (position + 1) * batch_size]
+
+
+def bytes_per_row(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Estimate the memory of one row in a step with per-row gradients; depends on no data.
+
+    Counts the row's gradient twice (Opacus copies it once), what the layers put out and its gradient, and
+    the unfolded input of the largest convolution.
+    """
+    outputs, unfolded = [0], [0]
+
+    def count(layer: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and not list(layer.children()):
+            outputs.append(output.numel())
+            if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                positions = output.numel() // layer.out_channels
+                unfolded.append(positions * layer.in_channels * int(np.prod(layer.kernel_size)))
+
+    handles = [layer.register_forward_hook(count) for layer in model.modules()]
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *input_shape, device=next(model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    gradients = sum(parameter.numel() for parameter in model.parameters())
+    return 4 * (2 * gradients + 2 * sum(outputs) + max(unfolded))
+
+
+def rows_per_chunk(model: nn.Module, input_shape: tuple[int, ...], *, physical_batch_size: int) -> int:
+    """Rows computed at once: `physical_batch_size`, or fewer where they would not fit in CHUNK_BYTES."""
+    return max(1, min(physical_batch_size, CHUNK_BYTES // bytes_per_row(model, input_shape)))
+
+
+def input_tensor(
+    examples: Examples, rows: NDArray[np.int64], *, preprocessing: Preprocessing, device: torch.device
+) -> Tensor:
+    """Images of `rows` as float32 (rows, channels, height, width), standardised, contiguous."""
+    images = np.ascontiguousarray(preprocessing.standardise(examples.inputs["image"][rows]))
+    return torch.from_numpy(images).to(device)
+
+
+def target_tensor(examples: Examples, rows: NDArray[np.int64], *, device: torch.device) -> Tensor:
+    """Targets of `rows` as int64 (rows,)."""
+    return torch.from_numpy(examples.targets[rows]).to(device)
+
+
+def _ranks(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, ..., c - 1 for each c of `counts`, one after the other."""
+    ends = np.cumsum(counts)
+    return np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(ends - counts, counts)

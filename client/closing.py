@@ -1,0 +1,49 @@
+"""The end of a run: the hospital keeps the finished model, its description and its card."""
+
+import json
+
+from flwr.app import ConfigRecord, Message
+
+from client.site import Site
+from common import messages
+from common.config import ModelSpec
+from common.errors import ConfigError, WireError
+from common.files import write_bytes_atomically, write_manifest
+from common.messages import Envelope
+from common.models.registry import parameter_template
+from common.parameters import from_record, parameters_sha256, write_safetensors
+from common.settings import parse
+
+_LARGEST_TEXT = 1_000_000
+
+
+def keep_model(site: Site, request: Message, envelope: Envelope) -> Message:
+    """Check the model against its own description and hash, store it under `models/<run>`, send a receipt."""
+    record = request.content.get(messages.MODEL)
+    if not isinstance(record, ConfigRecord):
+        raise WireError("the closing message describes no model")
+    description, card, announced = (str(record.get(key, "")) for key in ("json", "card", "sha256"))
+    if max(len(description), len(card)) > _LARGEST_TEXT:
+        raise WireError("the model's description is too long")
+    weights = from_record(messages.arrays_of(request.content), parameter_template(_spec(description)))
+    if not announced == envelope.key.model_hash == parameters_sha256(weights):
+        raise WireError("the final model does not have the hash that was announced")
+    folder = site.models_folder / _safe_name(envelope.key.run_id)
+    write_safetensors(folder / "model.safetensors", weights, mode=0o600)
+    write_bytes_atomically(folder / "model.json", description.encode(), mode=0o600)
+    write_bytes_atomically(folder / "MODEL_CARD.md", card.encode(), mode=0o600)
+    write_manifest(folder, ["model.safetensors", "model.json", "MODEL_CARD.md"])
+    return site.door.receipt(request, envelope, announced)
+
+
+def _spec(description: str) -> ModelSpec:
+    try:
+        return parse(ModelSpec, json.loads(description)["spec"], source="model.json")
+    except (ValueError, KeyError, TypeError, ConfigError):
+        raise WireError("the model's description names no model that this side knows") from None
+
+
+def _safe_name(run_id: str) -> str:
+    if not run_id or not all(c.isalnum() or c in "._-" for c in run_id) or run_id.startswith("."):
+        raise WireError("the run id cannot be used as a folder name")
+    return run_id

@@ -1,0 +1,143 @@
+"""DP-SGD in a hospital: the local steps of one round, patient by patient.
+
+Guarantee: the weights in the TrainingResult are (with the weights at the start) a function of the noised
+releases of `plan.steps` steps, each a Poisson-subsampled Gaussian mechanism with sampling rate q and noise
+multiplier sigma of the plan, for adding or removing one unit (patient). Nothing else in the result depends on
+the patients, except the time it took. The caller charges `plan.event()` before.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from opacus.grad_sample import GradSampleModule
+from torch import Tensor, nn
+
+from client.batches import chunks_of_units, input_tensor, rows_per_chunk, sampled_rows, target_tensor
+from client.guard import guard_losses, guard_model, guard_optimizer
+from client.patient_optimizer import PatientDPOptimizer
+from client.training import (
+    TrainingResult,
+    decay_weights,
+    learning_rate,
+    make_optimizer,
+    never,
+    stop_if_asked,
+)
+from common.config import TrainingConfig
+from common.examples import Examples
+from common.models.registry import read_parameters
+from common.preprocessing import Preprocessing
+from common.privacy.plan import PrivacyPlan
+from common.privacy.randomness import RandomnessSource
+from common.privacy.sampling import poisson_sample
+from common.tasks import Task
+
+
+def train_privately(
+    *,
+    model: nn.Module,
+    task: Task,
+    examples: Examples,
+    preprocessing: Preprocessing,
+    plan: PrivacyPlan,
+    training: TrainingConfig,
+    round_number: int,
+    num_rounds: int,
+    randomness: RandomnessSource,
+    device: torch.device,
+    stop: Callable[[], bool] = never,
+) -> TrainingResult:
+    """Train `model` in place for `plan.steps` steps of DP-SGD; see the module for the guarantee.
+
+    The model comes plain and leaves plain. With ReproducibleRandomness (which voids the guarantee) the result
+    has the same bits for the same arguments, thread count and machine type; torch's global generator is never
+    used. Raises GuardError or BatchNormError for a set-up without a guarantee, TrainingStopped between steps.
+    """
+    started_at = time.time()
+    model.to(device).train()
+    # 1. Refuse what would void the guarantee.
+    input_shape = tuple(examples.inputs["image"].shape[1:])
+    guard_losses(task)
+    guard_model(model, input_shape=input_shape)
+    max_rows = rows_per_chunk(model, input_shape, physical_batch_size=training.physical_batch_size)
+    rate = learning_rate(training, round_number=round_number, num_rounds=num_rounds)
+    with per_row_gradients(model) as wrapped:
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = PatientDPOptimizer(
+            make_optimizer(trainable, training, learning_rate=rate),
+            plan=plan,
+            randomness=randomness,
+            round_number=round_number,
+        )
+        guard_optimizer(optimizer, wrapped, plan)
+        for step in range(plan.steps):
+            stop_if_asked(stop, step=step, steps=plan.steps)
+            # 2. Every patient enters with probability q; a patient with many images sends a few of them.
+            stream = randomness.stream(purpose="sampling", round_number=round_number, step=step)
+            units = poisson_sample(examples.num_units, plan.sampling_rate, stream)
+            rows, segments = sampled_rows(
+                units, examples.unit_rows, max_rows_per_unit=plan.max_rows_per_unit, stream=stream
+            )
+            # 3. Clip each patient's gradient and add it up, a chunk that fits in memory at a time.
+            for chunk in chunks_of_units(rows, segments, max_rows=max_rows):
+                accumulate_clipped_gradients(
+                    wrapped,
+                    task,
+                    optimizer,
+                    inputs=input_tensor(examples, chunk.rows, preprocessing=preprocessing, device=device),
+                    targets=target_tensor(examples, chunk.rows, device=device),
+                    segments=torch.from_numpy(chunk.segments).to(device),
+                    num_units=chunk.num_units,
+                )
+            # 4. Add the noise and step.
+            decay_weights(trainable, learning_rate=rate, weight_decay=training.weight_decay)
+            optimizer.step()
+    return TrainingResult(
+        parameters=read_parameters(model),
+        steps=optimizer.steps_taken,
+        started_at=started_at,
+        ended_at=time.time(),
+    )
+
+
+@contextmanager
+def per_row_gradients(model: nn.Module) -> Iterator[GradSampleModule]:
+    """Wrap `model` for per-row gradients of a summed loss; it is plain again afterwards, errors or not."""
+    wrapped = GradSampleModule(model, loss_reduction="sum")
+    try:
+        yield wrapped
+    finally:
+        wrapped.to_standard_module()
+        for parameter in model.parameters():
+            parameter.grad = None
+            parameter.__dict__.pop("summed_grad", None)
+        # Opacus leaves these behind; after an error between forward and backward they hold patients' images,
+        # and the next round would take its batch size from them.
+        for layer in model.modules():
+            for name in ("activations", "max_batch_len"):
+                layer.__dict__.pop(name, None)
+
+
+def accumulate_clipped_gradients(
+    wrapped: GradSampleModule,
+    task: Task,
+    optimizer: PatientDPOptimizer,
+    *,
+    inputs: Tensor,
+    targets: Tensor,
+    segments: Tensor,
+    num_units: int,
+) -> None:
+    """Add the clipped gradient of each unit to the optimiser's sum; a unit's loss is the mean of its rows.
+
+    inputs: float32 (rows, ...). targets, segments: int64 (rows,). No row influences another unit's gradient.
+    """
+    rows_of_unit = torch.bincount(segments, minlength=num_units)
+    losses = task.losses(wrapped(inputs.requires_grad_()), targets)
+    loss = (losses / rows_of_unit[segments]).sum()
+    # Towards the inputs only: the hooks fire on the way, and autograd does not form the batch gradient of the
+    # weights, which nobody clipped and nobody needs.
+    loss.backward(inputs=[inputs])  # type: ignore[no-untyped-call]
+    optimizer.accumulate(segments, num_units)

@@ -1,0 +1,69 @@
+"""The closing exchange: every hospital gets the final model, its description and its card."""
+
+import logging
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from common import messages
+from common.errors import WireError
+from common.messages import Envelope
+from common.parameters import parameters_sha256, to_record
+from server.exchange import receive, send
+from server.federation import Federation
+from server.run_folder import MODEL_CARD, MODEL_DESCRIPTION
+from server.run_state import RunState
+
+log = logging.getLogger(__name__)
+
+
+def hand_out_model(federation: Federation, state: RunState) -> dict[str, bool]:
+    """Send the model to all connected hospitals; says, by name, who confirmed it. Silence is no failure."""
+    config, folder = federation.config, federation.folder
+    model = state.result(config)
+    sha256 = parameters_sha256(model)
+    envelope = federation.envelope(state, model_sha256=sha256)
+    arrays = to_record(model)
+    description = ConfigRecord(
+        {
+            "json": _text(folder.path / MODEL_DESCRIPTION),
+            "sha256": sha256,
+            "card": _text(folder.path / MODEL_CARD),
+        }
+    )
+    federation.roster.greet(federation.envelope(state))
+    hospitals = federation.roster.connected()
+    contents = {
+        hospital.node_id: RecordDict(
+            {messages.ENVELOPE: envelope.to_record(), messages.ARRAYS: arrays, messages.MODEL: description}
+        )
+        for hospital in hospitals
+    }
+    timeout_s = min(config.server.deadline_s, config.server.patience_s)
+    sent = send(federation.grid, contents, message_type=messages.CLOSING, group="closing", ttl_s=timeout_s)
+    by_message = {sent[h.node_id].message_id: h for h in hospitals if h.node_id in sent}
+    received = {hospital.name: False for hospital in hospitals}
+    for reply in receive(
+        federation.grid, by_message, timeout_s=timeout_s, stop=lambda: folder.stop_requested
+    ):
+        hospital = by_message[reply.metadata.reply_to_message_id]
+        received[hospital.name] = _is_receipt(reply, envelope, hospital.node_id, sha256)
+    for name in sorted(name for name, confirmed in received.items() if not confirmed):
+        log.warning("%s did not confirm the final model; `flower-server export` gives it the file", name)
+    return received
+
+
+def _is_receipt(reply: Message, envelope: Envelope, node_id: int, sha256: str) -> bool:
+    if reply.has_error() or reply.metadata.src_node_id != node_id:
+        return False
+    try:
+        if Envelope.from_record(reply.content) != envelope:
+            return False
+    except WireError:
+        return False
+    receipt = reply.content.get(messages.RECEIPT)
+    return isinstance(receipt, ConfigRecord) and receipt.get("sha256") == sha256
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""

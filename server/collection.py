@@ -1,0 +1,187 @@
+"""Asking the hospitals of a round and keeping what they answer until the quorum is there."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from flwr.app import ArrayRecord, Message, RecordDict
+
+from common import messages
+from common.errors import RefusalCode
+from common.messages import Envelope, content_bytes
+from common.parameters import l2_norm, record_bytes, template_of, to_record
+from server.exchange import Sent, receive, send
+from server.federation import Federation
+from server.hospitals import Hospital
+from server.run_state import RunState
+from server.spool import Spool
+from server.update_checks import Outcome, Question, Rejection, judge_reply
+
+_LONGEST_RETRY_PAUSE_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Status(StrEnum):
+    """How a run, or a session of it, ends."""
+
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    QUORUM_LOST = "quorum-lost"
+    BUDGET_EXHAUSTED = "budget-exhausted"
+    FAILED = "failed"
+
+
+@dataclass(kw_only=True)
+class Participation:
+    """How one hospital takes part in the open round; late until it has answered."""
+
+    hospital: Hospital
+    sent: float
+    """Unix seconds, as all times here."""
+    outcome: Outcome = Outcome.LATE
+    code: str | None = None
+    received: float | None = None
+    bytes_down: int = 0
+    bytes_up: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """The answers of one round; valid updates are in the spool."""
+
+    participations: dict[str, Participation]
+    spool: Spool
+    first_sent: float
+    told: set[tuple[str, str]] = field(default_factory=set)
+    """Hospital and code of what the person has been told; repeated questions would repeat it."""
+
+    @property
+    def accepted(self) -> list[str]:
+        """Hospitals whose update counts, in roster order."""
+        return sorted(name for name, p in self.participations.items() if p.outcome is Outcome.AGGREGATED)
+
+
+def collect_updates(federation: Federation, state: RunState) -> tuple[Collection, Status | None]:
+    """Ask every hospital that is here, again within the patience while the quorum is missing.
+
+    The status says why the round cannot close; None when it can. Repeating a question costs no privacy:
+    a hospital answers the same round key with the bytes it has sealed.
+    """
+    settings, folder = federation.config.server, federation.folder
+    collection = Collection(participations={}, spool=Spool(folder.spool), first_sent=time.time())
+    envelope = federation.envelope(state, round_number=state.round_number + 1)
+    give_up_at: float | None = None
+    while True:
+        federation.roster.greet(envelope)
+        asked = [h for h in federation.roster.present() if h.name not in collection.accepted]
+        _ask(federation, state, envelope, asked, collection)
+        unanswered = [p for p in collection.participations.values() if p.received is None]
+        if folder.stop_requested and unanswered:
+            return collection, Status.STOPPED
+        if len(collection.accepted) >= settings.quorum:
+            return collection, None
+        if folder.stop_requested:
+            return collection, Status.STOPPED
+        if federation.roster.all_have_left:
+            return collection, Status.BUDGET_EXHAUSTED
+        give_up_at = give_up_at or time.monotonic() + settings.patience_s
+        if time.monotonic() >= give_up_at:
+            _explain_lost_quorum(collection, settings.quorum)
+            return collection, Status.QUORUM_LOST
+        time.sleep(min(_LONGEST_RETRY_PAUSE_S, settings.patience_s / 10))
+
+
+def _ask(
+    federation: Federation,
+    state: RunState,
+    envelope: Envelope,
+    hospitals: Sequence[Hospital],
+    collection: Collection,
+) -> None:
+    """Send the round to `hospitals`; take and check replies until all came or the deadline passed."""
+    if not hospitals:
+        return
+    deadline_s = federation.config.server.deadline_s
+    arrays = to_record(state.weights)
+    contents = {h.node_id: _request(federation, envelope, arrays) for h in hospitals}
+    group = str(envelope.key.round_number)
+    sent = send(federation.grid, contents, message_type=messages.TRAIN, group=group, ttl_s=deadline_s)
+    for hospital in hospitals:
+        _note_sent(collection, hospital, sent.get(hospital.node_id))
+    question = Question(
+        envelope=envelope,
+        plan=federation.config.public_plan,
+        template=template_of(state.weights),
+        weights_norm=l2_norm(state.weights),
+        norm_factor=federation.config.server.update_norm_factor,
+    )
+    by_message = {sent[h.node_id].message_id: h for h in hospitals if h.node_id in sent}
+    for reply in receive(
+        federation.grid,
+        by_message,
+        timeout_s=deadline_s,
+        reply_bytes=record_bytes(arrays),
+        stop=lambda: federation.folder.stop_requested,
+    ):
+        hospital = by_message[reply.metadata.reply_to_message_id]
+        _take(federation, reply, question, collection, collection.participations[hospital.name])
+
+
+def _request(federation: Federation, envelope: Envelope, arrays: ArrayRecord) -> RecordDict:
+    return RecordDict(
+        {
+            messages.ENVELOPE: envelope.to_record(),
+            messages.ARRAYS: arrays,
+            messages.REQUEST: messages.plan_to_record(federation.config.public_plan),
+        }
+    )
+
+
+def _note_sent(collection: Collection, hospital: Hospital, sent: Sent | None) -> None:
+    before = collection.participations.get(hospital.name)
+    now = Participation(hospital=hospital, sent=sent.sent if sent else time.time())
+    if before is not None:
+        now.bytes_down, now.bytes_up = before.bytes_down, before.bytes_up
+    if sent is None:
+        now.outcome, now.code, now.received = Outcome.FAILED, "not-sent", now.sent
+    else:
+        now.bytes_down += sent.num_bytes
+    collection.participations[hospital.name] = now
+
+
+def _take(
+    federation: Federation,
+    reply: Message,
+    question: Question,
+    collection: Collection,
+    participation: Participation,
+) -> None:
+    """Judge one reply; spool its update or keep the code of what is wrong."""
+    participation.received = time.time()
+    participation.bytes_up += content_bytes(reply.content) if reply.has_content() else 0
+    judged = judge_reply(reply, question, participation.hospital)
+    if isinstance(judged, Rejection):
+        participation.outcome, participation.code = judged.outcome, judged.code
+        if (known := (participation.hospital.name, judged.code)) not in collection.told:
+            collection.told.add(known)
+            log.warning("%s is left out: %s (%s)", known[0], judged.outcome, judged.code)
+        if judged.outcome is Outcome.REFUSED and judged.code == RefusalCode.BUDGET:
+            federation.roster.leave(participation.hospital.name)
+        return
+    collection.spool.add(participation.hospital.name, judged.delta)
+    participation.outcome, participation.code = Outcome.AGGREGATED, None
+    participation.metrics = judged.metrics
+
+
+def _explain_lost_quorum(collection: Collection, quorum: int) -> None:
+    log.error("the quorum is lost: %d valid updates, %d are needed", len(collection.accepted), quorum)
+    codes = {participation.code for participation in collection.participations.values()}
+    if RefusalCode.CONFLICT.value in codes:
+        log.error(
+            "hospitals have answered this round for other weights (a checkpoint was lost); to have it "
+            "trained anew, and charged again, write a higher number into `attempt` in the run folder"
+        )

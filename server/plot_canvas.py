@@ -1,0 +1,80 @@
+"""One picture as PNG with a text that says the same (matplotlib, drawn off screen).
+
+Names of classes and hospitals come from elsewhere: they are drawn as plain text, never as formulas.
+"""
+
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from server.report_style import COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_DASHES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """One picture."""
+
+    name: str
+    """File name without `.png`."""
+    title: str
+    alt: str
+    """What the picture shows, for who cannot see it."""
+    png: bytes
+
+
+@contextmanager
+def canvas(*, width: float = 6.4, height: float = 4.0) -> Iterator[tuple["Axes", Callable[[], bytes]]]:
+    """Empty axes and the function that renders them to PNG; width and height in inches."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    look: Any = {
+        "text.parse_math": False,
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": "#52606d",
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#e3e8ed",
+        "legend.frameon": False,
+    }
+    with matplotlib.rc_context(look), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes; its text stands in the tables.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        picture = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(picture)
+
+        def render() -> bytes:
+            buffer = io.BytesIO()
+            picture.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+            return buffer.getvalue()
+
+        yield picture.add_subplot(), render
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Colour, dash and marker of the line `index`, so that lines differ without colour too."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": _DASHES[index % len(_DASHES)],
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "markersize": 3.5,
+        "linewidth": 1.6,
+    }
+
+
+def short(name: str, length: int = 28) -> str:
+    """A name on one line, cut where it is too long for a label; printable characters only."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in name)
+    return plain if len(plain) <= length else plain[: length - 1] + "…"

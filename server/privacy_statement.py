@@ -1,0 +1,139 @@
+"""What a run may claim about privacy, in plain words, after NIST SP 800-226.
+
+The statement names unit, neighbouring relation, epsilon and delta, mechanism, accountant, sampling,
+composition and trust model, and what is not covered. A run that is not private says so and claims nothing.
+"""
+
+from dataclasses import dataclass
+
+from server.report_html import bound, quantity, tiny_bound
+from server.run_record import RunRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyStatement:
+    """A headline, its explanation, facts as (name, text) and what the claim leaves out."""
+
+    private: bool
+    headline: str
+    explanation: str
+    facts: tuple[tuple[str, str], ...]
+    not_covered: tuple[str, ...]
+
+
+def privacy_statement(run: RunRecord) -> PrivacyStatement:
+    """The statement for a run; nothing is claimed unless the run is private and every epsilon is known."""
+    if run.reproducible:
+        return _nothing_claimed(
+            "The run is reproducible: sampling and noise follow from the seed, so whoever knows the seed can "
+            "take the noise away. It is meant for tests; no epsilon is stated."
+        )
+    if not run.private:
+        return _nothing_claimed(
+            "Training ran without differential privacy, as its configuration asked. The updates and the "
+            "model may reveal single patients; no epsilon is stated."
+        )
+    if run.epsilon_max is None:
+        return PrivacyStatement(
+            private=True,
+            headline="Private run, no epsilon to state yet",
+            explanation="No hospital has reported what its training cost. Nothing may be claimed before.",
+            facts=(),
+            not_covered=(),
+        )
+    unit = run.unit
+    return PrivacyStatement(
+        private=True,
+        headline=f"Differentially private per {unit}: epsilon at most {bound(run.epsilon_max)}",
+        explanation=_meaning(unit),
+        facts=tuple(_facts(run)),
+        not_covered=tuple(_not_covered(run)),
+    )
+
+
+def _nothing_claimed(explanation: str) -> PrivacyStatement:
+    return PrivacyStatement(
+        private=False, headline="not private", explanation=explanation, facts=(), not_covered=()
+    )
+
+
+def _meaning(unit: str) -> str:
+    whom = "any one patient" if unit == "patient" else "any one image"
+    return (
+        f"Everything that left the hospitals, the final model included, would have looked almost the same "
+        f"without {whom}: no observer gains more than the stated epsilon and delta allow on whether "
+        f"that {unit} took part. Smaller numbers protect more."
+    )
+
+
+def _facts(run: RunRecord) -> list[tuple[str, str]]:
+    knobs = run.config.privacy if run.config else None
+    if run.unit == "patient":
+        unit = "one patient with all their images"
+        if knobs:
+            unit += f", of which at most {knobs.max_images_per_patient} enter a training step"
+    else:
+        unit = "one image: no patient ids were given, so a patient with several images is protected less"
+    sampling = "every patient" if run.unit == "patient" else "every image"
+    mechanism = "DP-SGD inside each hospital"
+    if knobs:
+        sampling += f" enters a step on its own with probability {knobs.sampling_rate:g} (Poisson sampling)"
+        mechanism += (
+            f": the gradient of each {run.unit}, summed over its images, is clipped to norm "
+            f"{knobs.l2_clip_norm:g}; Gaussian noise from the operating system's entropy is added to the sum"
+        )
+    return [
+        ("Unit of protection", unit),
+        (
+            "Neighbouring data sets",
+            f"add or remove one {run.unit}; the number of {run.unit}s is not revealed",
+        ),
+        (
+            "Epsilon",
+            f"at most {bound(run.epsilon_max, 3)}; each hospital's own stands in its row below",
+        ),
+        ("Delta", f"at most {tiny_bound(run.delta_max)}, by default 1 / (10 x enrolled {run.unit}s)"),
+        ("Mechanism", mechanism),
+        ("Sampling", sampling),
+        (
+            "Accountant",
+            "privacy loss distributions (PLD) of Google's dp-accounting, pessimistic estimate, "
+            "over the steps that were carried out",
+        ),
+        (
+            "Composition",
+            "each hospital's epsilon is what its ledger computes for its worst-off patient, earlier runs on "
+            "the same patients included; hospitals hold different patients, so their epsilons do not add up",
+        ),
+        (
+            "Trust",
+            "noise is added before anything leaves the hospital: neither the server nor the other hospitals "
+            "nor the network are trusted with patients; each hospital is trusted with its own",
+        ),
+        ("Public numbers", _public_numbers(run)),
+    ]
+
+
+def _public_numbers(run: RunRecord) -> str:
+    counts = [h.enrolled_patients for h in run.hospitals if h.enrolled_patients is not None]
+    total = f" ({quantity(sum(counts))} in all)" if counts else ""
+    return f"the plan, and per hospital one rounded count of enrolled {run.unit}s{total}"
+
+
+def _not_covered(run: RunRecord) -> list[str]:
+    limits = [
+        "what the model says about a disease in general: it may concern a person who never took part",
+        "settings chosen by looking at results of other runs on the same patients, unless those runs were "
+        "private and stand in the same ledgers",
+        "a person who is a patient of several of these hospitals: their epsilons add up",
+        "timing, crashes and whether a hospital took part in a round",
+        "rounding in floating-point arithmetic: the Gaussian noise is not discretised",
+        "the images where they lie: guarding them is the hospital's task",
+    ]
+    if run.test_metrics:
+        limits.insert(
+            0,
+            "the test results in this report: the simulation scored them on held-back patients, exactly and "
+            "without noise; a real federation does not have them",
+        )
+    return limits

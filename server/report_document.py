@@ -1,0 +1,40 @@
+"""An HTML page that is one file: style and pictures inside, nothing loaded, no script."""
+
+import base64
+from collections.abc import Iterable
+
+from server.plot_canvas import Plot
+from server.report_html import Html, tag
+from server.report_style import STYLE
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""Content security policy of the page: nothing is loaded and no script runs, whatever a name contains."""
+
+
+def document(title: str, *content: Html) -> str:
+    """A page of its own: style inside, nothing loaded from anywhere."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", title),
+        tag("style", Html(STYLE)),
+    )
+    footer = tag("footer", "Research use only, not a medical device. Written by hospital-federation.")
+    body = tag("body", content[0], tag("main", *content[1:]), footer)
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def images(plots: Iterable[Plot | None]) -> Html:
+    """Plots side by side, each inside the page and with its text alternative."""
+    figures = [
+        tag(
+            "figure",
+            tag("img", src=f"data:image/png;base64,{base64.b64encode(plot.png).decode()}", alt=plot.alt),
+            tag("figcaption", plot.title),
+        )
+        for plot in plots
+        if plot is not None
+    ]
+    return tag("div", *figures, class_="plots") if figures else Html("")

@@ -1,0 +1,165 @@
+"""What a run leaves: `result.json` (schema 1, for scripts), the model and its description.
+
+A simulation fills in `engine`, the data's name and the scores of its held-back test split.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.config import FederationConfig
+from common.files import write_bytes_atomically, write_json_atomically
+from common.messages import SCHEMA_VERSION
+from common.parameters import parameters_sha256, write_safetensors
+from common.preprocessing import Preprocessing
+from common.privacy.plan import NEIGHBOURING_RELATION
+from server.collection import Status
+from server.model_card import model_card
+from server.run_folder import MODEL, MODEL_CARD, MODEL_DESCRIPTION, RESULT, RunFolder
+from server.run_record import read_run
+from server.run_state import RunState
+
+RESULT_SCHEMA = 1
+ENGINE = "deployment"
+
+
+def write_result(
+    folder: RunFolder,
+    config: FederationConfig,
+    state: RunState,
+    status: Status,
+    *,
+    wall_s: float,
+    receipts: Mapping[str, bool] | None = None,
+) -> None:
+    """Write result.json; `receipts` says which hospitals confirmed the final model."""
+    lines = folder.metrics()
+    model = state.result(config)
+    content = {
+        "schema": RESULT_SCHEMA,
+        "run_id": state.run_id,
+        "status": status.value,
+        "engine": ENGINE,
+        "seed": config.federation.seed,
+        "private": config.claims_privacy,
+        "data": {
+            "name": config.federation.name,
+            "task": config.data.task,
+            "classes": list(config.data.classes),
+            "unit": config.data.unit,
+        },
+        "model": {
+            "name": config.model.name,
+            "parameters": sum(array.size for array in model.values()),
+            "sha256": parameters_sha256(model),
+        },
+        "rounds": state.round_number,
+        "test": {},
+        "hospitals": _hospitals(config, state, receipts or {}),
+        "wire": _wire(lines, state),
+        "time": _time(lines, wall_s),
+    }
+    write_json_atomically(folder.path / RESULT, content)
+
+
+def write_model(folder: RunFolder, config: FederationConfig, state: RunState) -> None:
+    """Write the final model, and model.json with all that is needed to use it."""
+    model = state.result(config)
+    write_safetensors(folder.path / MODEL, model)
+    description = {
+        "schema": RESULT_SCHEMA,
+        "wire_schema": SCHEMA_VERSION,
+        "run_id": state.run_id,
+        "rounds": state.round_number,
+        "task": config.data.task,
+        "classes": list(config.data.classes),
+        "spec": config.model_spec.model_dump(mode="json", by_alias=True),
+        "preprocessing": Preprocessing(
+            image_size=config.data.image_size, channels=config.data.channels
+        ).to_dict(),
+        "parameters": sum(array.size for array in model.values()),
+        "sha256": parameters_sha256(model),
+        "final_model": config.server.final_model,
+        "privacy": _privacy(config, state),
+    }
+    write_json_atomically(folder.path / MODEL_DESCRIPTION, description)
+
+
+def write_card(folder: RunFolder) -> None:
+    """Write the model card from what the run folder says, result.json included."""
+    write_bytes_atomically(folder.path / MODEL_CARD, model_card(read_run(folder.path)).encode())
+
+
+def _hospitals(
+    config: FederationConfig, state: RunState, receipts: Mapping[str, bool]
+) -> list[dict[str, Any]]:
+    claims = config.claims_privacy
+    return [
+        {
+            "name": name,
+            "enrolled_patients": totals.enrolled_patients,
+            "epsilon": totals.epsilon if claims else None,
+            "delta": totals.delta if claims else None,
+            "noise_multiplier": totals.noise_multiplier if claims else None,
+            "sample_rate": config.privacy.sampling_rate if claims else None,
+            "steps": totals.steps,
+            "rounds": totals.rounds,
+            "model_received": receipts.get(name, False),
+            "test": {},
+        }
+        for name, totals in sorted(state.hospitals.items())
+    ]
+
+
+def _privacy(config: FederationConfig, state: RunState) -> dict[str, Any]:
+    """The claim that travels with the model; without one it says so and holds no number."""
+    if not config.claims_privacy:
+        return {"private": False, "epsilon": None}
+    spent = {
+        name: {"epsilon": totals.epsilon, "delta": totals.delta}
+        for name, totals in sorted(state.hospitals.items())
+        if totals.rounds
+    }
+    known = [entry["epsilon"] for entry in spent.values() if entry["epsilon"] is not None]
+    return {
+        "private": True,
+        "unit": config.data.unit,
+        "neighbouring_relation": NEIGHBOURING_RELATION,
+        "epsilon": max(known) if known and len(known) == len(spent) else None,
+        "hospitals": spent,
+    }
+
+
+def _wire(lines: Sequence[Mapping[str, Any]], state: RunState) -> dict[str, int]:
+    """Bytes of the training rounds, both ways, and what the aggregated deltas would need as plain float32."""
+    asked = [line for line in lines if "hospital" in line]
+    aggregated = sum(line["outcome"] == "aggregated" for line in asked)
+    return {
+        "bytes_up": sum(line["bytes_up"] for line in asked),
+        "bytes_down": sum(line["bytes_down"] for line in asked),
+        "bytes_up_float32": 4 * aggregated * sum(array.size for array in state.weights.values()),
+    }
+
+
+def _time(lines: Sequence[Mapping[str, Any]], wall_s: float) -> dict[str, float]:
+    """Seconds: whole run, slowest training summed over rounds, and the median rest of a round."""
+    slowest, overheads = 0.0, []
+    for closed in (line for line in lines if "closed" in line):
+        mine = [line for line in lines if "hospital" in line and line["round"] == closed["round"]]
+        training_s = max((_training_s(line) for line in mine), default=0.0)
+        began = min((line["sent"] for line in mine), default=closed["closed"])
+        slowest += training_s
+        overheads.append(closed["closed"] - began - training_s)
+    return {
+        "wall_s": wall_s,
+        "train_s": slowest,
+        "overhead_s_per_round": statistics.median(overheads) if overheads else 0.0,
+    }
+
+
+def _training_s(line: Mapping[str, Any]) -> float:
+    """A hospital's own clock, kept within the time it had: a sealed answer took none of this round."""
+    started, ended, received = line["training_started"], line["training_ended"], line["received"]
+    if started is None or ended is None or received is None:
+        return 0.0
+    return float(min(max(ended - started, 0.0), received - line["sent"]))

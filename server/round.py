@@ -1,0 +1,145 @@
+"""One round at the server: one function, its steps numbered, each one call."""
+
+import logging
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+from common import messages
+from common.errors import FederationError
+from common.parameters import Parameters, l2_norm
+from server.aggregation import aggregate
+from server.checkpoint import write_checkpoint
+from server.collection import Collection, Status, collect_updates
+from server.federation import Federation
+from server.run_state import HospitalTotals, RunState
+from server.server_optimizer import moving_average, next_weights
+from server.update_checks import Outcome
+
+log = logging.getLogger(__name__)
+
+
+def run_round(federation: Federation, state: RunState) -> tuple[RunState, Status | None]:
+    """Train one round; gives the state after it, or the same state and why the run ends here."""
+    # 1. Send weights, plan and deadline; check every reply, spool what is valid, wait for the quorum.
+    collection, ending = collect_updates(federation, state)
+    if ending is not None:
+        _record_abandoned(federation, state, collection, ending)
+        return state, ending
+    # 2. Reduce the spooled updates block by block, in roster order: arrival does not matter.
+    update = _mean_update(collection)
+    # 3. Server optimiser and moving average.
+    after = _next_state(federation, state, collection, update)
+    # 4. Write down who took part; first, so that a checkpoint never lacks its round.
+    federation.folder.record(_lines(federation, after, collection, update))
+    # 5. Checkpoint: from here on the round is done.
+    write_checkpoint(federation.folder.checkpoints, after, keep=federation.config.server.keep_checkpoints)
+    collection.spool.clear()
+    # 6. Tell the person.
+    _tell(federation, after, collection)
+    return after, None
+
+
+def _mean_update(collection: Collection) -> Parameters:
+    """FedAvg's mean, weighted by enrolled counts."""
+    names = collection.accepted
+    weights = [float(collection.participations[name].hospital.enrolled_patients) for name in names]
+    vector = aggregate(collection.spool.vectors(names), weights)
+    return collection.spool.unflatten(names[0], vector)
+
+
+def _next_state(
+    federation: Federation, state: RunState, collection: Collection, update: Parameters
+) -> RunState:
+    settings, round_number = federation.config.server, state.round_number + 1
+    weights, optimizer = next_weights(state.weights, update, state.optimizer, settings)
+    if not math.isfinite(l2_norm(weights)):
+        raise FederationError(
+            f"the model of round {round_number} is not finite",
+            why="the server's step is too large for these updates",
+            fix="lower server.learning-rate or server.momentum in a new run; the last checkpoint is whole",
+        )
+    average = state.average
+    if settings.ema_decay:
+        start = average or state.weights
+        average = moving_average(start, weights, decay=settings.ema_decay, round_number=round_number)
+    return replace(
+        state,
+        round_number=round_number,
+        weights=weights,
+        optimizer=optimizer,
+        average=average,
+        hospitals=_totals(federation, state, collection),
+        wall_s=federation.wall_s,
+    )
+
+
+def _totals(federation: Federation, state: RunState, collection: Collection) -> dict[str, HospitalTotals]:
+    totals, planned_steps = dict(state.hospitals), federation.config.privacy.local_steps
+    for name, participation in collection.participations.items():
+        enrolled = participation.hospital.enrolled_patients
+        before = totals.get(name, HospitalTotals(enrolled_patients=enrolled))
+        aggregated = participation.outcome is Outcome.AGGREGATED
+        totals[name] = before
+        if aggregated:
+            totals[name] = before.after(participation.metrics, planned_steps=planned_steps)
+    return totals
+
+
+def _lines(
+    federation: Federation, after: RunState, collection: Collection, update: Parameters
+) -> list[dict[str, Any]]:
+    closing = {
+        "round": after.round_number,
+        "attempt": federation.attempt,
+        "closed": time.time(),
+        "aggregated": len(collection.accepted),
+        "model_sha256": after.model_sha256,
+        "update_norm": l2_norm(update),
+    }
+    return [*_hospital_lines(federation, after.round_number, collection), closing]
+
+
+def _hospital_lines(
+    federation: Federation, round_number: int, collection: Collection
+) -> list[dict[str, Any]]:
+    claims = federation.config.claims_privacy
+    return [
+        {
+            "round": round_number,
+            "attempt": federation.attempt,
+            "hospital": name,
+            "outcome": participation.outcome.value,
+            "code": participation.code,
+            "sent": participation.sent,
+            "training_started": participation.metrics.get(messages.TRAINING_STARTED),
+            "training_ended": participation.metrics.get(messages.TRAINING_ENDED),
+            "received": participation.received,
+            "bytes_down": participation.bytes_down,
+            "bytes_up": participation.bytes_up,
+            "epsilon": participation.metrics.get(messages.EPSILON) if claims else None,
+        }
+        for name, participation in sorted(collection.participations.items())
+    ]
+
+
+def _record_abandoned(
+    federation: Federation, state: RunState, collection: Collection, ending: Status
+) -> None:
+    """Keep who answered what; a resumed run drops these lines when it asks the round again."""
+    collection.spool.clear()
+    lines = _hospital_lines(federation, state.round_number + 1, collection)
+    if lines and ending is not Status.STOPPED:
+        federation.folder.record(lines)
+
+
+def _tell(federation: Federation, after: RunState, collection: Collection) -> None:
+    log.info(
+        "round %d of %d: %d of %d hospitals, %.2f s",
+        after.round_number,
+        federation.config.federation.rounds,
+        len(collection.accepted),
+        len(collection.participations),
+        time.time() - collection.first_sent,
+    )

@@ -1,0 +1,122 @@
+"""A session of a run: where it starts, how it goes on, and what it leaves when it ends or fails."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+from flwr.serverapp import Grid
+
+from common.config import FederationConfig
+from common.errors import ConfigError, FederationError
+from common.settings import to_flat
+from server.checkpoint import restore_newest, write_checkpoint
+from server.closing import hand_out_model
+from server.collection import Status
+from server.federation import Federation
+from server.hospitals import GRACE_S, Roster, await_hospitals
+from server.initial_weights import initial_weights
+from server.result import write_card, write_model, write_result
+from server.round import run_round
+from server.run_folder import RunFolder
+from server.run_state import HospitalTotals, RunState
+
+log = logging.getLogger(__name__)
+
+
+def restore(folder: RunFolder, config: FederationConfig) -> RunState | None:
+    """The newest whole checkpoint, None for a new run. Raises CheckpointError, ConfigError."""
+    state = restore_newest(folder.checkpoints)
+    if state is None:
+        return None
+    plan = to_flat(config.public_plan)
+    changed = sorted(key for key in {*plan, *state.plan} if plan.get(key) != state.plan.get(key))
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"{key} = {plan.get(key)!r} cannot be changed in a run that has started",
+            why=f"hospitals agreed to {key} = {state.plan.get(key)!r}",
+            fix="resume with the settings in config.toml of the run folder, or start a new run",
+        )
+    folder.forget_rounds_after(state.round_number)
+    log.info("the run goes on after round %d", state.round_number)
+    return state
+
+
+def begin(folder: RunFolder, config: FederationConfig) -> RunState:
+    """A new run: initial weights, kept as checkpoint 0."""
+    state = RunState.start(config, run_id=folder.new_run_id, weights=initial_weights(config))
+    folder.forget_rounds_after(0)
+    write_checkpoint(folder.checkpoints, state, keep=config.server.keep_checkpoints)
+    return state
+
+
+def open_federation(grid: Grid, folder: RunFolder, config: FederationConfig, state: RunState) -> Federation:
+    """Bind what stays the same for all rounds of this session."""
+    folder.keep_config(config)
+    enrolled = {name: totals.enrolled_patients for name, totals in state.hospitals.items()}
+    return Federation(
+        grid=grid,
+        config=config,
+        folder=folder,
+        roster=Roster(grid, enrolled=enrolled),
+        attempt=folder.attempt(),
+        earlier_s=state.wall_s,
+    )
+
+
+def wait_for_quorum(federation: Federation, state: RunState) -> Status | None:
+    """Wait for the hospitals; the status says why the run cannot start, None when it can."""
+    config, folder = federation.config, federation.folder
+    is_done = state.round_number >= config.federation.rounds
+    present = await_hospitals(
+        federation.roster,
+        federation.envelope(state),
+        quorum=config.server.quorum,
+        expected=config.runtime.expected_hospitals,
+        patience_s=min(GRACE_S, config.server.patience_s) if is_done else config.server.patience_s,
+        stop=lambda: folder.stop_requested,
+    )
+    if folder.stop_requested:
+        return Status.STOPPED
+    return None if present or is_done else Status.QUORUM_LOST
+
+
+def run_rounds(federation: Federation, state: RunState) -> tuple[RunState, Status]:
+    """Train the rounds that are left; gives the last state and how the session ended."""
+    while state.round_number < federation.config.federation.rounds:
+        if federation.folder.stop_requested:
+            return state, Status.STOPPED
+        state, ending = run_round(federation, state)
+        if ending is not None:
+            return state, ending
+    return state, Status.COMPLETED
+
+
+def finish(federation: Federation, state: RunState, status: Status) -> None:
+    """Leave model and result; hand the model out when the run will not go on."""
+    folder, config = federation.folder, federation.config
+    for name, count in federation.roster.enrolled.items():  # who came and gave nothing is shown too
+        known = state.hospitals.get(name, HospitalTotals(enrolled_patients=count))
+        state = replace(state, hospitals={**state.hospitals, name: known})
+    write_model(folder, config, state)
+    write_result(folder, config, state, status, wall_s=federation.wall_s)
+    write_card(folder)
+    if status in (Status.COMPLETED, Status.BUDGET_EXHAUSTED):
+        receipts = hand_out_model(federation, state)
+        write_result(folder, config, state, status, wall_s=federation.wall_s, receipts=receipts)
+    folder.forget_stop()
+    log.info("the run is %s after %d rounds: %s", status.value, state.round_number, folder.path)
+
+
+@contextlib.contextmanager
+def failures_recorded(folder: RunFolder, config: FederationConfig) -> Iterator[None]:
+    """On an exception leave a result that says so, with what the newest checkpoint holds, and pass it on."""
+    try:
+        yield
+    except BaseException as error:
+        status = Status.FAILED if isinstance(error, Exception) else Status.STOPPED
+        with contextlib.suppress(FederationError, OSError):
+            if (state := restore_newest(folder.checkpoints)) is not None:
+                write_result(folder, config, state, status, wall_s=state.wall_s)
+        raise

@@ -1,0 +1,54 @@
+"""Settings for the data at hand, where nobody asked for others; all of them depend on public numbers only.
+
+Chosen on the validation split of PneumoniaMNIST (5 hospitals, `cnn-small`, epsilon 1, 3, 8), never on test;
+`docs/defaults.md` has the runs.
+"""
+
+import math
+
+DEFAULT_MODEL = "cnn-small"
+_SAMPLING_RATE = 0.5
+_BATCH_SIZE = 64
+_EPOCHS = 15
+
+
+def recommended(
+    *, private: bool, model: str, image_size: int, units_per_hospital: int, epsilon: float
+) -> list[str]:
+    """Overrides `section.key=value` for a run; flags and `--set` come after them."""
+    if private:
+        return _with_privacy(epsilon)
+    return _without_privacy(model, units_per_hospital)
+
+
+def _with_privacy(epsilon: float) -> list[str]:
+    """Half of the patients in each of few steps: large batches make the most of the noise.
+
+    A larger budget pays for more rounds and larger steps; the moving average takes noise out of the result.
+    """
+    rounds, learning_rate = (60, 2.0) if epsilon < 2 else (100, 2.0) if epsilon < 5 else (120, 4.0)
+    return [
+        f"federation.rounds={rounds}",
+        f"privacy.sampling-rate={_SAMPLING_RATE}",
+        "privacy.l2-clip-norm=1.0",
+        "privacy.local-steps=1",
+        "model.activation=tanh",
+        "training.optimizer=sgd",
+        f"training.learning-rate={learning_rate}",
+        f"training.learning-rate-schedule={'cosine' if epsilon < 5 else 'constant'}",
+        "server.ema-decay=0.9",
+        "server.final-model=ema",
+    ]
+
+
+def _without_privacy(model: str, units_per_hospital: int) -> list[str]:
+    """One pass over a hospital's images in a round."""
+    return [
+        f"federation.rounds={_EPOCHS}",
+        f"privacy.local-steps={max(1, math.ceil(units_per_hospital / _BATCH_SIZE))}",
+        "model.activation=relu",
+        "training.optimizer=adam",
+        f"training.learning-rate={0.001 if model == 'resnet18' else 0.002}",
+        "training.learning-rate-schedule=cosine",
+        f"training.batch-size={_BATCH_SIZE}",
+    ]

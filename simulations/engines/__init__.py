@@ -1,0 +1,1 @@
+"""Engines: ways to run one ServerApp and many ClientApps on this machine."""

@@ -1,0 +1,196 @@
+"""The Ray engine: Flower's own simulation engine, driven by Flower's own commands.
+
+A SuperLink in simulation mode is started on loopback with a home of its own inside the run folder, `flwr run`
+submits the installed apps with this run's settings, and both are gone afterwards. Telemetry, update checks
+and installing packages at run time are off.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import tomli_w
+
+from common.config import FederationConfig
+from common.errors import ConfigError, FederationError
+from common.settings import Scalar, to_flat
+
+PACKAGES = ("common", "server", "client")
+ROOT = Path(__file__).resolve().parents[2]
+"""Folder that holds the packages, wherever they are installed."""
+LOG = "ray.log"
+_START_TIMEOUT_S = 90.0
+_CONNECTION = "here"
+
+
+def run_on_ray(config: FederationConfig, *, num_hospitals: int) -> None:
+    """Run both apps under `flwr run` until the run has ended. Raises FederationError with the log's place."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(
+            "--engine ray needs Ray, which is not installed",
+            fix="pip install 'hospital-federation[ray]', or use --engine embedded",
+        )
+    folder = Path(config.runtime.run_folder)
+    home = folder / "flower"
+    shutil.rmtree(home, ignore_errors=True)
+    try:
+        app = write_app(home / "app", to_flat(config))
+        port = free_port()
+        write_connection(home, port)
+        with (folder / LOG).open("ab") as log, superlink(home, port, log):
+            _submit_and_wait(app, home, log, config=config, num_hospitals=num_hospitals)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def write_app(folder: Path, run_config: Mapping[str, Scalar]) -> Path:
+    """Write a Flower app: the packages' sources, and a pyproject whose defaults are this run's settings."""
+    for package in PACKAGES:
+        shutil.copytree(
+            ROOT / package, folder / package, ignore=lambda _, names: [n for n in names if n == "__pycache__"]
+        )
+    (folder / "pyproject.toml").write_text(tomli_w.dumps(_pyproject(run_config)))
+    return folder
+
+
+def _pyproject(run_config: Mapping[str, Scalar]) -> dict[str, Any]:
+    sections: dict[str, dict[str, Scalar]] = {}
+    for key, value in run_config.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    return {
+        "build-system": {"requires": ["setuptools"], "build-backend": "setuptools.build_meta"},
+        "project": {
+            "name": "hospital-federation-simulation",
+            "version": "0.1.0",
+            "description": "A simulated federation of hospitals.",
+            "license": "Apache-2.0",
+            "dependencies": [],
+        },
+        "tool": {
+            "flwr": {
+                "app": {
+                    "publisher": "hospital-federation",
+                    "fab-include": [f"{package}/**/*.py" for package in PACKAGES],
+                    "components": {"serverapp": "server.app:app", "clientapp": "client.app:app"},
+                    "config": sections,
+                }
+            }
+        },
+    }
+
+
+def write_connection(home: Path, port: int) -> None:
+    """Write Flower's configuration file: one SuperLink, on loopback."""
+    connection = {"address": f"127.0.0.1:{port}", "insecure": True}
+    content = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
+    (home / "config.toml").write_text(tomli_w.dumps(content))
+
+
+def free_port() -> int:
+    """A port of loopback that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def superlink(home: Path, port: int, log: IO[bytes]) -> Iterator[None]:
+    """A SuperLink in simulation mode; it ends with the block, and with this process."""
+    command = [sys.executable, "-m", "simulations.engines.ending_with_parent", _program("flower-superlink")]
+    command += ["--simulation", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--disable-runtime-dependency-installation"]
+    process = subprocess.Popen(command, env=_environment(home), stdout=log, stderr=log)
+    try:
+        _wait_until_healthy(process, port, log)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_healthy(process: "subprocess.Popen[bytes]", port: int, log: IO[bytes]) -> None:
+    give_up_at = time.monotonic() + _START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < give_up_at:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise FederationError(
+        "Flower's SuperLink did not start",
+        why="see the log",
+        fix=f"look at {log.name}, or use --engine embedded",
+    )
+
+
+def _submit_and_wait(
+    app: Path, home: Path, log: IO[bytes], *, config: FederationConfig, num_hospitals: int
+) -> None:
+    cores = len(os.sched_getaffinity(0))
+    resources = {"num-supernodes": num_hospitals, "client-resources-num-cpus": 1, "init-args-num-cpus": cores}
+    options = " ".join(f"{key}={value}" for key, value in resources.items())
+    command = [_program("flwr"), "run", str(app), _CONNECTION, "--federation-config", options, "--stream"]
+    # In a group of its own: Ctrl-C is for the ServerApp's clean stop, not for the one who watches it.
+    with subprocess.Popen(
+        command, env=_environment(home), stdout=log, stderr=log, start_new_session=True
+    ) as watcher:
+        try:
+            watcher.wait()
+        except BaseException:
+            watcher.kill()
+            raise
+    if _status(Path(config.runtime.run_folder)) is None:
+        raise FederationError(
+            "the run on Ray left no result",
+            why=f"`flwr run` ended with code {watcher.returncode}",
+            fix=f"look at {log.name}, or use --engine embedded",
+        )
+
+
+def _status(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / "result.json").read_text())["status"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _program(name: str) -> str:
+    """A command of Flower that belongs to this interpreter."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        raise ConfigError(
+            f"Flower's command {name} is not installed beside this Python", fix="reinstall flwr"
+        )
+    return found
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """The environment of Flower's processes: its own home, nothing sent anywhere, our packages in reach."""
+    search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "PYTHONPATH": os.pathsep.join(search),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }

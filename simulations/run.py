@@ -1,0 +1,255 @@
+"""Run a scenario: prepare, start the engine, let the ServerApp train, score from outside, report.
+
+outcome = run_scenario(make_scenario({"hospitals": 3, "epsilon": 8.0}))
+outcome.result["test"]["auc"]
+"""
+
+import contextlib
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from common.config import FederationConfig
+from common.errors import ConfigError, FederationError
+from common.settings import load, to_flat
+from simulations.engines.processes import warm_up
+from simulations.preparation import (
+    HELD_BACK,
+    SCENARIO,
+    Prepared,
+    prepare,
+    relocate,
+    roster,
+    with_folder,
+)
+from simulations.scenario import Scenario
+from simulations.scoring import Scoring, complete_result, newest_checkpoint
+
+INITIAL_WEIGHTS, STOP = "initial.safetensors", "stop"
+Say = Callable[[str], None]
+
+
+class ExitCode(IntEnum):
+    """What the commands answer to the shell."""
+
+    COMPLETED = 0
+    FAILED = 1
+    BAD_CONFIGURATION = 2
+    STOPPED = 3
+    QUORUM_LOST = 4
+    BUDGET_EXHAUSTED = 5
+
+
+_EXIT_CODES = {
+    "completed": ExitCode.COMPLETED,
+    "stopped": ExitCode.STOPPED,
+    "quorum-lost": ExitCode.QUORUM_LOST,
+    "budget-exhausted": ExitCode.BUDGET_EXHAUSTED,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run has left."""
+
+    folder: Path
+    result: dict[str, Any]
+    """result.json, scores included."""
+    evaluation: dict[str, Any]
+    report: Path | None
+
+    @property
+    def status(self) -> str:
+        """completed, stopped, quorum-lost, budget-exhausted or failed."""
+        return str(self.result.get("status", "failed"))
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The status for the shell."""
+        return _EXIT_CODES.get(self.status, ExitCode.FAILED)
+
+
+def run_scenario(scenario: Scenario, *, quiet: bool = True, say: Say | None = None) -> Outcome:
+    """Prepare a scenario's run folder and train in it. Raises FederationError.
+
+    `quiet` shows no live table; `say` gets the lines for a person before and after.
+    """
+    # The heavy imports run in the fork server while images are read here.
+    warm_up()
+    prepared = prepare(scenario)
+    for line in describe(prepared, scenario):
+        (say or _nothing)(line)
+    return train_in(prepared.folder, prepared.config, scenario, quiet=quiet, say=say or _nothing)
+
+
+def resume_run(folder: Path, *, quiet: bool = True, say: Say | None = None) -> Outcome:
+    """Go on from the newest checkpoint of a run folder, with its own settings. Raises FederationError."""
+    warm_up()
+    folder = folder.absolute()
+    names = roster(folder)
+    scenario = load(Scenario, folder / SCENARIO)
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads((folder / "result.json").read_text()).get("status") == "completed":
+            raise ConfigError(
+                f"the run in {folder} is complete",
+                why="all of its rounds are done",
+                fix="start a new one with flower-simulate run",
+            )
+    relocate(folder)
+    config = with_folder(load(FederationConfig, folder / "config.toml"), folder, num_hospitals=len(names))
+    done = newest_checkpoint(folder)
+    (say or _nothing)(f"resuming {folder} after round {done or 0} of {config.federation.rounds}")
+    return train_in(folder, config, scenario, quiet=quiet, say=say or _nothing)
+
+
+def train_in(folder: Path, config: FederationConfig, scenario: Scenario, *, quiet: bool, say: Say) -> Outcome:
+    """Train a prepared run folder to its end, score it, write the report."""
+    from simulations.view import follow
+
+    names = roster(folder)
+    for left_over in (STOP, "result.json"):
+        (folder / left_over).unlink(missing_ok=True)
+    with Scoring(config, hospitals=names, held_back=folder / HELD_BACK) as scoring:
+        if newest_checkpoint(folder) is None:
+            scoring.make_initial_weights(folder / INITIAL_WEIGHTS)
+            runtime = config.runtime.model_copy(update={"initial_weights": str(folder / INITIAL_WEIGHTS)})
+            config = config.model_copy(update={"runtime": runtime})
+        with clean_stop(folder, say), follow(folder, total_rounds=config.federation.rounds, quiet=quiet):
+            scoring.watch()
+            run_engine(scenario.engine, config, num_hospitals=len(names))
+        evaluation = scoring.finish()
+    result = complete_result(folder, evaluation, engine=scenario.engine)
+    report = write_report(folder)
+    for line in conclusion(folder, result, report):
+        say(line)
+    return Outcome(folder=folder, result=result, evaluation=evaluation, report=report)
+
+
+def run_engine(engine: str, config: FederationConfig, *, num_hospitals: int) -> None:
+    """Run the two apps on an engine until the ServerApp ends."""
+    if engine == "ray":
+        from simulations.engines.ray_engine import run_on_ray
+
+        run_on_ray(config, num_hospitals=num_hospitals)
+        return
+    from server.app import app
+    from simulations.engines.embedded import open_grid, run_server_app
+
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    run_config = to_flat(config)
+    with open_grid(
+        run_config, num_hospitals=num_hospitals, reproducible=config.federation.reproducible
+    ) as grid:
+        run_server_app(app, grid, run_config)
+
+
+def write_report(folder: Path) -> Path:
+    """Write report, plots and model card."""
+    from server.report import write_report as write
+
+    return write(folder)
+
+
+@contextlib.contextmanager
+def clean_stop(folder: Path, say: Say) -> Iterator[None]:
+    """Ctrl-C (or SIGTERM) asks the server to stop after the present round; a second one ends everything."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if (folder / STOP).exists():
+            raise KeyboardInterrupt
+        (folder / STOP).touch()
+        say(
+            f"stopping after this round; a second Ctrl-C ends at once. Later: flower-simulate resume {folder}"
+        )
+
+    before = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def describe(prepared: Prepared, scenario: Scenario) -> list[str]:
+    """What was chosen, for a person, before training starts."""
+    config, facts = prepared.config, prepared.facts
+    kind = "colour" if facts.channels == 3 else "grey"
+    if config.federation.reproducible:
+        privacy = "REPRODUCIBLE: sampling and noise come from the seed, so this run claims NO privacy"
+    elif config.federation.private:
+        budget = scenario.epsilon or config_epsilon()
+        privacy = f"differential privacy per {facts.unit}: epsilon at most {budget:g} in each hospital"
+    else:
+        privacy = "NOT PRIVATE: no differential privacy, as asked for"
+    scored = " and ".join(f"{name} {len(s.targets)} images" for name, s in prepared.held_back.sets.items())
+    by = "as the data name it" if prepared.held_back.is_named else "drawn by patient"
+    return [
+        f"data      {facts.name}: {facts.image_size} px {kind}, classes {', '.join(facts.classes)}",
+        *(f"          {note}" for note in prepared.notes),
+        f"held back {scored} ({by})",
+        f"hospitals {len(prepared.hospitals)} ({scenario.partition or 'by default'}): "
+        + ", ".join(f"{h.name} {h.patients}" for h in prepared.hospitals[:8])
+        + (" ..." if len(prepared.hospitals) > 8 else ""),
+        *(f"          without {entry.name}: {entry.reason}" for entry in prepared.left_out),
+        f"model     {config.model.name}, {config.federation.rounds} rounds of "
+        f"{config.privacy.local_steps} steps, seed {config.federation.seed}",
+        f"privacy   {privacy}",
+        f"folder    {prepared.folder}",
+    ]
+
+
+def config_epsilon() -> float:
+    """The budget where none is asked for."""
+    from simulations.scenario import DEFAULT_EPSILON
+
+    return float(DEFAULT_EPSILON)
+
+
+def conclusion(folder: Path, result: dict[str, Any], report: Path) -> list[str]:
+    """The last lines: scores, hospitals, where everything is."""
+    lines = [f"{result.get('status')} after {result.get('rounds')} rounds"]
+    for split in ("validation", "test"):
+        scores = result.get(split) or {}
+        interval = (scores.get("ci95") or {}).get("auc")
+        bounds = f" (95 % {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+        shown = [
+            f"{name} {scores[name]:.3f}" for name in ("auc", "accuracy", "recall", "f1") if scores.get(name)
+        ]
+        if shown:
+            lines.append(f"{split:<10}{shown[0]}{bounds}, {', '.join(shown[1:])}")
+    for hospital in result.get("hospitals", []):
+        spent = hospital.get("epsilon")
+        claim = f"epsilon {spent:.3f} at delta {hospital['delta']:.1e}" if spent is not None else "no claim"
+        lines.append(f"  {hospital['name']:<24}{hospital.get('rounds', 0):>4} rounds   {claim}")
+    if result.get("status") == "stopped":
+        lines.append(f"continue with: flower-simulate resume {folder}")
+    lines.append(f"report: {report}")
+    return lines
+
+
+def _nothing(line: str) -> None:
+    """Say nothing."""
+
+
+def say_on_stderr(line: str) -> None:
+    """For commands whose standard output is for programs."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def check_done(outcome: Outcome) -> None:
+    """Raise FederationError unless the run came to its end (also by its budget)."""
+    if outcome.status not in ("completed", "budget-exhausted"):
+        raise FederationError(
+            f"the run in {outcome.folder} is {outcome.status}", fix=f"look at {outcome.folder}/metrics.jsonl"
+        )

@@ -1,0 +1,63 @@
+"""A round key has one sealed answer, sent again byte for byte."""
+
+import numpy as np
+import pytest
+from client.outbox import Outbox, SealedAnswer
+from common.errors import LedgerError
+from common.messages import RoundKey
+from common.parameters import to_record
+
+
+def key(round_number=1, model_hash="a" * 64, run_id="run"):
+    return RoundKey(run_id=run_id, attempt=1, round_number=round_number, model_hash=model_hash)
+
+
+def answer(seed=0):
+    rng = np.random.default_rng(seed)
+    delta = {
+        "weight": rng.normal(size=(3, 2)).astype(np.float32),
+        "bias": rng.normal(size=2).astype(np.float32),
+    }
+    return SealedAnswer(delta=delta, metrics={"num-examples": 40, "training-started": 1.5})
+
+
+def test_a_sealed_answer_comes_back_byte_for_byte(tmp_path):
+    sealed = answer()
+    Outbox(tmp_path / "outbox").seal(key(), sealed)
+    found = Outbox(tmp_path / "outbox").find(key())
+    assert found.metrics == sealed.metrics
+    assert list(found.delta) == list(sealed.delta)
+    sent, sent_again = to_record(sealed.delta), to_record(found.delta)
+    assert all(sent[name].data == sent_again[name].data for name in sent)
+
+
+@pytest.mark.parametrize("other", [key(2), key(model_hash="b" * 64), key(run_id="other")])
+def test_another_key_has_no_answer(tmp_path, other):
+    outbox = Outbox(tmp_path)
+    outbox.seal(key(), answer())
+    assert outbox.find(other) is None
+
+
+def test_an_altered_answer_is_not_sent(tmp_path):
+    outbox = Outbox(tmp_path)
+    outbox.seal(key(), answer())
+    (file,) = tmp_path.glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(LedgerError, match="altered"):
+        outbox.find(key())
+
+
+def test_only_the_owner_reads_answers(tmp_path):
+    outbox = Outbox(tmp_path / "outbox")
+    outbox.seal(key(), answer())
+    assert (tmp_path / "outbox").stat().st_mode & 0o777 == 0o700
+    assert all(file.stat().st_mode & 0o777 == 0o600 for file in (tmp_path / "outbox").iterdir())
+
+
+def test_answers_of_rounds_long_past_are_forgotten(tmp_path):
+    outbox = Outbox(tmp_path)
+    for number in range(1, 9):
+        outbox.seal(key(number), answer(number))
+    assert [number for number in range(1, 9) if outbox.find(key(number))] == [5, 6, 7, 8]

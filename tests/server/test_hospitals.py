@@ -1,0 +1,174 @@
+import time
+
+import pytest
+from flwr.app import Error, Message
+
+from common import messages
+from common.errors import RefusalCode
+from common.messages import Envelope, RoundKey
+from server import hospitals as hospitals_module
+from server.hospitals import Roster, await_hospitals
+from tests.server.fake_federation import FakeGrid, NumpyHospital, three_hospitals
+
+ENVELOPE = Envelope(key=RoundKey(run_id="run", attempt=1, round_number=0, model_hash="ab" * 32))
+
+
+def names(roster):
+    return [hospital.name for hospital in roster.present()]
+
+
+def waiting(roster, **options):
+    settings = {"quorum": 1, "expected": 0, "patience_s": 0.2, "stop": lambda: False} | options
+    return await_hospitals(roster, ENVELOPE, **settings)
+
+
+def test_the_roster_is_in_name_order_whatever_the_nodes():
+    roster = Roster(FakeGrid(three_hospitals()))
+    assert waiting(roster, expected=3)
+    assert [(h.name, h.node_id, h.enrolled_patients) for h in roster.present()] == [
+        ("a", 8, 100),
+        ("b", 9, 200),
+        ("c", 7, 300),
+    ]
+
+
+def test_a_known_hospital_is_greeted_once():
+    grid = FakeGrid(three_hospitals())
+    roster = Roster(grid)
+    for _ in range(5):
+        roster.greet(ENVELOPE)
+    assert len(grid.sent) == 3
+
+
+def introducing(**facts):
+    def tamper(reply, request):
+        for name, value in facts.items():
+            reply.content[messages.HOSPITAL][name.replace("_", "-")] = value
+        return reply
+
+    return tamper
+
+
+def without_introduction(reply, request):
+    del reply.content[messages.HOSPITAL]
+    return reply
+
+
+def from_elsewhere(reply, request):
+    reply.metadata.__dict__["_src_node_id"] = 1234
+    return reply
+
+
+BAD_INTRODUCTIONS = {
+    "path as name": introducing(name="../../etc/x"),
+    "empty name": introducing(name=""),
+    "long name": introducing(name="x" * 65),
+    "name with newline": introducing(name="a\n"),
+    "name is a number": introducing(name=3),
+    "no patients": introducing(enrolled_patients=0),
+    "negative": introducing(enrolled_patients=-5),
+    "a million million": introducing(enrolled_patients=10**12),
+    "count is a bool": introducing(enrolled_patients=True),
+    "count is a float": introducing(enrolled_patients=10.5),
+    "other schema": introducing(schema_version=2),
+    "other classes": introducing(classes_ok=False),
+    "nothing": without_introduction,
+    "another sender": from_elsewhere,
+    "refusal": lambda reply, request: messages.refusal(request, ENVELOPE, RefusalCode.DATA),
+    "error": lambda reply, request: Message(Error(code=2, reason="DOE_JOHN"), reply_to=request),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_INTRODUCTIONS)
+def test_a_bad_introduction_is_left_out_and_nothing_it_says_is_logged(kind, caplog):
+    caplog.set_level("INFO")
+    roster = Roster(FakeGrid(three_hospitals(b=BAD_INTRODUCTIONS[kind])))
+    assert waiting(roster, expected=3, quorum=2)
+    assert names(roster) == ["a", "c"]
+    assert "node 9 is not enrolled" in caplog.text
+    assert "DOE_JOHN" not in caplog.text
+    assert "etc" not in caplog.text
+
+
+def test_a_node_that_could_not_be_enrolled_is_greeted_again_later(monkeypatch):
+    answers = iter([False])
+    late = three_hospitals(
+        b=lambda reply, request: introducing(classes_ok=next(answers, True))(reply, request)
+    )
+    roster = Roster(FakeGrid(late))
+    roster.greet(ENVELOPE)
+    roster.greet(ENVELOPE)
+    assert names(roster) == ["a", "c"]
+    later = time.monotonic() + hospitals_module.ASK_AGAIN_S + 1
+    monkeypatch.setattr(hospitals_module.time, "monotonic", lambda: later)
+    roster.greet(ENVELOPE)
+    assert names(roster) == ["a", "b", "c"]
+
+
+def test_a_second_node_cannot_take_the_name_of_a_connected_hospital():
+    grid = FakeGrid({1: NumpyHospital("a", 100)})
+    roster = Roster(grid)
+    roster.greet(ENVELOPE)
+    grid.hospitals[2] = NumpyHospital("a", 100)
+    roster.greet(ENVELOPE)
+    assert [h.node_id for h in roster.present()] == [1]
+
+
+def test_a_hospital_that_comes_back_as_a_new_node_keeps_its_place():
+    grid = FakeGrid({1: NumpyHospital("a", 100)})
+    roster = Roster(grid)
+    roster.greet(ENVELOPE)
+    grid.hospitals = {2: NumpyHospital("a", 100)}
+    assert names(roster) == []
+    roster.greet(ENVELOPE)
+    assert [(h.name, h.node_id) for h in roster.present()] == [("a", 2)]
+
+
+def test_the_enrolled_count_is_bound_for_the_run():
+    grid = FakeGrid({1: NumpyHospital("a", 101), 2: NumpyHospital("b", 50)})
+    roster = Roster(grid, enrolled={"a": 100})
+    roster.greet(ENVELOPE)
+    assert names(roster) == ["b"]
+
+
+def test_whoever_left_for_the_budget_is_connected_but_not_asked():
+    roster = Roster(FakeGrid(three_hospitals()))
+    roster.greet(ENVELOPE)
+    assert not roster.all_have_left
+    for name in ("a", "b", "c"):
+        roster.leave(name)
+    assert names(roster) == []
+    assert [hospital.name for hospital in roster.connected()] == ["a", "b", "c"]
+    assert roster.all_have_left
+
+
+def test_nobody_met_is_not_everybody_left():
+    assert not Roster(FakeGrid({})).all_have_left
+
+
+def test_patience_ends_the_waiting_and_says_whether_the_quorum_is_there():
+    silent = lambda reply, request: None  # noqa: E731
+    began = time.monotonic()
+    assert waiting(Roster(FakeGrid(three_hospitals(a=silent))), expected=3, quorum=2)
+    assert not waiting(Roster(FakeGrid(three_hospitals(a=silent))), expected=3, quorum=3)
+    assert 0.4 <= time.monotonic() - began < 2
+
+
+def test_everybody_expected_is_waited_for_even_above_the_quorum():
+    grid = FakeGrid(three_hospitals())
+    grid.hospitals.pop(8)
+    roster, began = Roster(grid), time.monotonic()
+
+    def third_arrives():
+        if time.monotonic() - began > 0.15:
+            grid.hospitals |= three_hospitals()
+        return False
+
+    assert waiting(roster, expected=3, quorum=1, patience_s=5.0, stop=third_arrives)
+    assert names(roster) == ["a", "b", "c"]
+
+
+def test_a_stop_ends_the_waiting():
+    began = time.monotonic()
+    assert not waiting(Roster(FakeGrid({})), patience_s=60.0, stop=lambda: True)
+    assert time.monotonic() - began < 1
