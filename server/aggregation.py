@@ -5,15 +5,30 @@ of the result. Any rule that treats coordinates one by one (mean, median, trimme
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Block = npt.NDArray[np.float32]
+
+
+class Vector(Protocol):
+    """A flat update that gives stretches of itself: an array, or numbers on disk."""
+
+    def __len__(self) -> int:
+        """Count of numbers."""
+        ...
+
+    def __getitem__(self, stretch: slice, /) -> Block:
+        """The numbers of one stretch."""
+        ...
+
+
 AggregationRule = Callable[[Sequence[Block], Sequence[float]], npt.NDArray[np.float64]]
 """(blocks of equal length in roster order, weights in roster order) -> block of the aggregate."""
 
-BLOCK_LENGTH = 2**18
+_LONGEST_BLOCK, _NUMBERS_AT_ONCE = 2**18, 2**24
 
 
 def weighted_mean(blocks: Sequence[Block], weights: Sequence[float]) -> npt.NDArray[np.float64]:
@@ -28,22 +43,23 @@ def weighted_mean(blocks: Sequence[Block], weights: Sequence[float]) -> npt.NDAr
 
 
 def aggregate(
-    vectors: Sequence[Block],
+    vectors: Sequence[Vector],
     weights: Sequence[float],
     *,
     rule: AggregationRule = weighted_mean,
-    block_length: int = BLOCK_LENGTH,
+    block_length: int | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Aggregate flat updates (maybe memory-mapped) block by block; weights are positive.
+    """Aggregate flat updates, maybe on disk, block by block; weights are positive.
 
-    Needs the memory of one result and a few blocks. Raises ValueError for no update, other lengths or a
-    weight that is not positive.
+    Needs the memory of one result and 64 MiB of blocks, whatever the number of hospitals. Raises
+    ValueError for no update, other lengths or a weight that is not positive.
     """
     if not vectors or len(vectors) != len(weights) or not all(weight > 0 for weight in weights):
         raise ValueError(f"need as many positive weights as updates, got {len(weights)} and {len(vectors)}")
     length = len(vectors[0])
     if any(len(vector) != length for vector in vectors):
         raise ValueError("updates of different lengths cannot be aggregated")
+    block_length = block_length or min(_LONGEST_BLOCK, max(1, _NUMBERS_AT_ONCE // len(vectors)))
     result = np.empty(length, dtype=np.float32)
     for start in range(0, length, block_length):
         stretch = slice(start, start + block_length)

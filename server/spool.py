@@ -8,6 +8,7 @@ the round is asked again, and hospitals answer with the bytes they sealed.
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,22 @@ from safetensors.numpy import save
 from common.errors import CheckpointError
 from common.parameters import Parameters
 
-Vector = npt.NDArray[np.float32]
+
+@dataclass(frozen=True)
+class SpooledVector:
+    """A flat update on disk; `vector[start:stop]` reads that stretch and keeps nothing."""
+
+    path: Path
+    offset: int
+    """Bytes before the first number."""
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, stretch: slice) -> npt.NDArray[np.float32]:
+        start, stop, _ = stretch.indices(self.length)
+        return np.fromfile(self.path, dtype="<f4", count=stop - start, offset=self.offset + 4 * start)
 
 
 class Spool:
@@ -40,17 +56,18 @@ class Spool:
                 fix="free disk space, then resume",
             ) from None
 
-    def vectors(self, names: Sequence[str]) -> list[Vector]:
-        """The updates of `names` in that order, flat and memory-mapped. Raises ValueError on a mixture."""
+    def vectors(self, names: Sequence[str]) -> list[SpooledVector]:
+        """The updates of `names` in that order, flat and still on disk. Raises ValueError on a mixture."""
         headers = [_header(self._path(name)) for name in names]
         if len(set(headers)) > 1:
             raise ValueError("the spooled updates are not of one model")
+        paths = [self._path(name) for name in names]
         return [
-            np.memmap(self._path(name), dtype="<f4", mode="r", offset=8 + len(header))
-            for name, header in zip(names, headers, strict=True)
+            SpooledVector(path, 8 + len(header), (path.stat().st_size - 8 - len(header)) // 4)
+            for path, header in zip(paths, headers, strict=True)
         ]
 
-    def unflatten(self, name: str, vector: Vector) -> Parameters:
+    def unflatten(self, name: str, vector: npt.NDArray[np.float32]) -> Parameters:
         """Cut a flat vector into the arrays that the file of `name` describes; views, in name order."""
         fields = json.loads(_header(self._path(name)))
         fields.pop("__metadata__", None)

@@ -130,19 +130,18 @@ def _summary(outcome: Outcome) -> str:
 
 def _score_all(base: Prepared, done: Sequence[_Done], *, seed: int) -> list[Trained]:
     """Ask every trained model about the same test patients, in one process."""
-    from simulations.predictions import predict_test_split
+    from simulations.predictions import MODEL, predict_test_split
 
-    models = {d.way.name: d.outcome.folder / "model.safetensors" for d in done if d.outcome is not None}
-    models = {name: path for name, path in models.items() if path.is_file()}
-    if not models:
+    runs = {d.way.name: d.config for d in done if d.config is not None}
+    runs = {name: c for name, c in runs.items() if (Path(c.runtime.run_folder) / MODEL).is_file()}
+    if not runs:
         raise FederationError(
             "no way could be trained",
             why=next((d.problem for d in done if d.problem), "every run ended without a model"),
             fix="try `flower-simulate run` with the same flags",
         )
-    config = next(d.config for d in done if d.config is not None)
     test = base.held_back.sets["test"]
-    said = predict_test_split(config, base.folder / HELD_BACK, models)
+    said = predict_test_split(base.folder / HELD_BACK, runs)
     trained = []
     for d in done:
         result = d.outcome.result if d.outcome is not None else {}

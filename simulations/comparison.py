@@ -167,7 +167,7 @@ def _alone_summary(group: Sequence[Trained]) -> list[Row]:
             name: interval_of(np.mean([t.samples[name] for t in group], axis=0)) for name in SCORES
         },
         rounds=None,
-        seconds=sum(t.seconds or 0.0 for t in group),
+        seconds=statistics.fmean(t.seconds or 0.0 for t in group),
     )
     ranked = sorted(group, key=_auc)
     named = (("best", ranked[-1]), ("worst", ranked[0]))

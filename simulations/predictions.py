@@ -10,20 +10,25 @@ from numpy.typing import NDArray
 from common.config import FederationConfig
 from common.errors import FederationError
 
+MODEL = "model.safetensors"
 _ROWS_AT_ONCE = 256
 
 
 def predict_test_split(
-    config: FederationConfig, held_back: Path, models: Mapping[str, Path]
+    held_back: Path, runs: Mapping[str, FederationConfig]
 ) -> dict[str, NDArray[np.float64]]:
-    """(rows, classes) of the test split for each model file; all models are of the network in `config`."""
+    """(rows, classes) of the test split for the final model of each run; the networks may differ.
+
+    Raises FederationError when the process dies.
+    """
     from simulations.engines.processes import start_process, stop_process
 
-    process, connection = start_process(
-        serve, (config, str(held_back), [str(path) for path in models.values()]), name="predictions"
-    )
+    process, connection = start_process(serve, (str(held_back), list(runs.values())), name="predictions")
     try:
-        said = [np.frombuffer(connection.recv_bytes()) for _ in models]
+        said = {
+            name: np.frombuffer(connection.recv_bytes()).reshape(-1, len(config.data.classes))
+            for name, config in runs.items()
+        }
     except (EOFError, OSError):
         raise FederationError(
             "the models cannot be compared row by row",
@@ -32,12 +37,11 @@ def predict_test_split(
         ) from None
     finally:
         stop_process(process, connection)
-    classes = len(config.data.classes)
-    return {name: values.reshape(-1, classes) for name, values in zip(models, said, strict=True)}
+    return said
 
 
-def serve(connection: Connection, config: FederationConfig, held_back: str, models: list[str]) -> None:
-    """Send the probabilities of one model after the other as float64 bytes."""
+def serve(connection: Connection, held_back: str, configs: list[FederationConfig]) -> None:
+    """Send the probabilities of one run's final model after the other as float64 bytes."""
     import torch
 
     from common.models.registry import build_model, load_parameters
@@ -47,13 +51,13 @@ def serve(connection: Connection, config: FederationConfig, held_back: str, mode
     from simulations.engines.worker import prepare_process
     from simulations.held_back import read_held_back
 
-    prepare_process(num_threads=1, deterministic=config.federation.reproducible)
+    prepare_process(num_threads=1, deterministic=any(c.federation.reproducible for c in configs))
     images = read_held_back(Path(held_back)).sets["test"].images
-    preprocessing = Preprocessing(image_size=config.data.image_size, channels=config.data.channels)
-    task = make_task(config.data.task, config.data.classes)
-    model = build_model(config.model_spec).eval()
-    for path in models:
-        load_parameters(model, read_safetensors(Path(path)))
+    for config in configs:
+        preprocessing = Preprocessing(image_size=config.data.image_size, channels=config.data.channels)
+        task = make_task(config.data.task, config.data.classes)
+        model = build_model(config.model_spec).eval()
+        load_parameters(model, read_safetensors(Path(config.runtime.run_folder) / MODEL))
         outputs = []
         with torch.inference_mode():
             for start in range(0, len(images), _ROWS_AT_ONCE):

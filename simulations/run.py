@@ -227,7 +227,7 @@ def conclusion(folder: Path, result: dict[str, Any], report: Path) -> list[str]:
             f"{name} {scores[name]:.3f}" for name in ("auc", "accuracy", "recall", "f1") if scores.get(name)
         ]
         if shown:
-            lines.append(f"{split:<10}{shown[0]}{bounds}, {', '.join(shown[1:])}")
+            lines.append(f"{split:<11}{shown[0]}{bounds}, {', '.join(shown[1:])}")
     for hospital in result.get("hospitals", []):
         spent = hospital.get("epsilon")
         claim = f"epsilon {spent:.3f} at delta {hospital['delta']:.1e}" if spent is not None else "no claim"

@@ -18,6 +18,7 @@ from simulations.partition import PartitionSpec, parse_partition
 
 Engine = Literal["embedded", "ray", "processes"]
 DEFAULT_HOSPITALS = 5
+SIMULATION_PATIENCE_S = 120.0
 DEFAULT_EPSILON = PolicyConfig.model_fields["epsilon"].default
 
 
@@ -159,6 +160,8 @@ def _base(scenario: Scenario, facts: DataFacts, model: str) -> dict[str, Any]:
             "unit": facts.unit,
         },
         "model": {"name": model},
+        # Simulated hospitals are here in seconds or never.
+        "server": {"patience-s": SIMULATION_PATIENCE_S},
     }
 
 

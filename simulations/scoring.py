@@ -7,8 +7,9 @@ the run: the final model is the last one, whatever its scores.
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
@@ -100,10 +101,10 @@ class Scoring:
         if number is None or any(point["round"] == number for point in self.points):
             return False
         try:
-            path = self._folder / "checkpoints" / str(number) / "model.safetensors"
-            scores = self._ask({"do": "checkpoint", "path": str(path)})
+            checkpoint = self._folder / "checkpoints" / str(number)
+            scores = self._ask({"do": "checkpoint", "path": str(checkpoint)})
         except FederationError:
-            if path.exists():
+            if checkpoint.exists():
                 raise
             return False  # it made room for a newer one meanwhile
         self.points += [{"round": number, "split": split} | values for split, values in scores.items()]
@@ -140,10 +141,38 @@ def complete_result(folder: Path, evaluation: Mapping[str, Any], *, engine: str)
     for split in ("test", "validation"):
         if scored := evaluation.get(split):
             result[split] = scored["metrics"] | {"ci95": scored["ci95"]}
+    result["time"] = result.get("time", {}) | times_of_rounds(_lines(folder / "metrics.jsonl"))
     for hospital in result.get("hospitals", []):
         hospital["test"] = evaluation["hospitals"].get(hospital["name"], {})
     write_json_atomically(folder / RESULT, result)
     return result
+
+
+def times_of_rounds(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds in which at least one hospital trained, over all rounds, and the median rest of a round.
+
+    Simulated hospitals share the cores and train one after the other, so the slowest alone says too little.
+    """
+    trained_s, rests = 0.0, []
+    for closed in (line for line in lines if "closed" in line):
+        mine = [line for line in lines if "hospital" in line and line["round"] == closed["round"]]
+        covered, end = 0.0, 0.0
+        spans = sorted(
+            (line["training_started"], line["training_ended"]) for line in mine if line["training_ended"]
+        )
+        for start, stop in spans:
+            covered += max(0.0, stop - max(start, end))
+            end = max(end, stop)
+        began = min((line["sent"] for line in mine), default=closed["closed"])
+        trained_s += covered
+        rests.append(max(0.0, closed["closed"] - began - covered))
+    return {"train_s": trained_s, "overhead_s_per_round": median(rests) if rests else 0.0}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    from server.run_record import metric_lines
+
+    return [dict(line) for line in metric_lines(path)]
 
 
 def _earlier_points(folder: Path) -> list[dict[str, Any]]:

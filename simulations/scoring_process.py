@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from common import metrics
 from common.config import FederationConfig
 from common.errors import FederationError
-from common.parameters import read_safetensors, write_safetensors
+from common.parameters import Parameters, read_safetensors, write_safetensors
 from common.preprocessing import Preprocessing
 from common.tasks import Task, make_task
 from simulations.held_back import HeldBack, ScoredSet, read_held_back
@@ -67,14 +67,17 @@ class Scorer:
         self._preprocessing = Preprocessing(image_size=config.data.image_size, channels=config.data.channels)
         self._model = build_model(config.model_spec).eval()
         self._seed = config.federation.seed
+        self._takes_average = config.server.final_model == "ema"
 
     def answer(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Scores of the weights in `wanted["path"]`: one line per split, or everything of the final model."""
         from common.models.registry import load_parameters
 
-        load_parameters(self._model, read_safetensors(Path(wanted["path"])))
+        is_checkpoint = wanted["do"] == "checkpoint"
+        path = Path(wanted["path"])
+        load_parameters(self._model, self._checkpoint(path) if is_checkpoint else read_safetensors(path))
         said = {name: self._probabilities(scored.images) for name, scored in self.held_back.sets.items()}
-        if wanted["do"] == "checkpoint":
+        if is_checkpoint:
             return {
                 name: self.task.metrics(said[name], scored.targets)
                 for name, scored in self.held_back.sets.items()
@@ -86,6 +89,14 @@ class Scorer:
             },
             "hospitals": self._hospitals(said, wanted["hospitals"]),
         }
+
+    def _checkpoint(self, folder: Path) -> Parameters:
+        """The model that the run would hand out at a checkpoint: its last one, or the moving average."""
+        if not self._takes_average:
+            return read_safetensors(folder / "model.safetensors")
+        arrays = read_safetensors(folder / "optimizer.safetensors")
+        prefix = "average/"
+        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
     def _probabilities(self, images: NDArray[np.uint8]) -> FloatArray:
         import torch

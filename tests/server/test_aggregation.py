@@ -64,8 +64,8 @@ def test_the_spool_gives_back_what_it_got_in_the_order_asked(tmp_path):
         spool.add(name, delta)
     vectors = spool.vectors(["c", "a"])
     for name, vector in zip(["c", "a"], vectors, strict=True):
-        assert isinstance(vector, np.memmap)
-        back = spool.unflatten(name, vector)
+        back = spool.unflatten(name, vector[:])
+        assert vector[2:5].tobytes() == vector[:].tobytes()[8:20]
         assert {key: value.tobytes() for key, value in back.items()} == {
             key: value.tobytes() for key, value in deltas[name].items()
         }
@@ -100,4 +100,4 @@ def test_memory_does_not_grow_with_hospitals(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert result.tolist() == [1.0] * length
-    assert peak < 2 * 4 * length
+    assert peak < 1.5 * 4 * length  # the updates together are 12 times the model

@@ -129,6 +129,25 @@ def test_a_run_that_broke_and_resumed_ends_with_the_same_bytes(tmp_path, server)
     assert [h["rounds"] for h in result_of(broken)["hospitals"]] == [5, 5, 5]
 
 
+def test_a_server_killed_in_a_round_goes_on_with_the_same_bytes(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(make_config(whole), FakeGrid(three_hospitals()))
+    script = (
+        "import os, signal, sys; sys.path.insert(0, '.')\n"
+        "from pathlib import Path\n"
+        "from tests.server.fake_federation import *\n"
+        "def die(reply, request): os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"config = make_config(Path({str(killed)!r}))\n"
+        "run(config, FakeGrid(three_hospitals(b=in_round(2, die))))\n"
+    )
+    child = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False, timeout=60)
+    assert child.returncode == -9
+    assert not (killed / "result.json").exists()
+    run(make_config(killed), FakeGrid(three_hospitals()))
+    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert [line["round"] for line in metrics_of(killed) if "closed" in line] == [1, 2, 3]
+
+
 def test_a_resumed_run_asks_with_its_own_run_id(folder):
     federation = {"rounds": 2}
     hospitals = three_hospitals()

@@ -85,10 +85,8 @@ def test_a_refusal_for_another_round_is_no_refusal():
 
 def test_a_reproducible_run_names_no_noise_and_has_the_absolute_limit_only():
     plan = {"federation": {"reproducible": True}}
-    content = {
-        "arrays": to_record(some_parameters(3, scale=1e4)),
-        "metrics": MetricRecord({"num-examples": 200}),
-    }
+    metrics = MetricRecord({"num-examples": 200})
+    content = {"arrays": to_record(some_parameters(3, scale=1e4)), "metrics": metrics}
     assert isinstance(judge_reply(reply(content), question(**plan), HOSPITAL), Update)
     assert judge_reply(reply(content), question(), HOSPITAL).code == Defect.NOISE
 

@@ -1,0 +1,252 @@
+"""`flower-simulate compare`: the arithmetic against slow oracles, the pages, and one real comparison."""
+
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common import metrics
+from common.errors import ConfigError
+from simulations.compare_commands import chosen_epsilons
+from simulations.comparison import (
+    RESAMPLES,
+    SCORES,
+    Trained,
+    interval_of,
+    rows_of,
+    score,
+    to_dict,
+    verdicts_of,
+)
+from simulations.comparison_page import findings, markdown, terminal_table, write_comparison
+from simulations.scenario import Scenario
+from simulations.ways import ways_to_compare
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAD = {
+    "data": {"name": "films", "classes": ["a", "b"], "unit": "patient", "generated": True},
+    "seed": 0,
+    "reproducible": False,
+    "model": "cnn-small",
+    "partition": "iid",
+    "hospitals": [{"name": "x", "enrolled_patients": 10}, {"name": "y", "enrolled_patients": 10}],
+    "left_out": [{"name": "z", "reason": "it has 1 patient, at least 4 are needed"}],
+    "test": {"images": 200, "units": 100},
+}
+
+
+def draw_test_set(rng, *, rows=200, units=100):
+    return rng.integers(2, size=rows), np.sort(rng.integers(units, size=rows))
+
+
+def said_with_skill(targets, skill, rng):
+    positive = 1 / (1 + np.exp(-(skill * (2 * targets - 1) + rng.normal(size=len(targets)))))
+    return np.stack([1 - positive, positive], axis=1)
+
+
+def trained(way, skill, rng, targets, units, **more):
+    values, samples = score(said_with_skill(targets, skill, rng), targets, units, seed=0)
+    ci95 = {name: interval_of(drawn) for name, drawn in samples.items()}
+    facts = {"status": "completed", "rounds": 5, "seconds": 2.0, "metrics": values, "ci95": ci95}
+    return Trained(way=way, samples=samples, **(facts | more))
+
+
+def example(federated_skill=1.0, alone_skills=(0.3, 0.6), private_skill=0.1):
+    rng = np.random.default_rng(7)
+    targets, units = draw_test_set(rng)
+    ways = ways_to_compare(["x", "y"], epsilons=(3.0,))
+    skills = dict(zip(ways, (1.2, *alone_skills, federated_skill, private_skill), strict=True))
+    return [trained(way, skill, rng, targets, units) for way, skill in skills.items()]
+
+
+def test_ways_are_central_alone_federated_and_federated_at_each_epsilon():
+    titles = [way.title for way in ways_to_compare(["x", "y"], epsilons=(1.0, 8.0))]
+    assert titles == [
+        "central",
+        "x alone",
+        "y alone",
+        "federated",
+        "federated, epsilon 1",
+        "federated, epsilon 8",
+    ]
+    more = ways_to_compare(["x", "y"], epsilons=(1.0, 8.0), alone_private=True)
+    assert [way.title for way in more if way.kind == "alone" and way.epsilon] == [
+        "x alone, epsilon 1",
+        "y alone, epsilon 1",
+        "x alone, epsilon 8",
+        "y alone, epsilon 8",
+    ]
+    names = [way.name for way in more]
+    assert len(set(names)) == len(names)
+    assert "alone-x-epsilon-8" in names
+
+
+def test_intervals_are_those_of_the_metrics_module():
+    rng = np.random.default_rng(3)
+    targets, units = draw_test_set(rng)
+    said = said_with_skill(targets, 0.7, rng)
+    values, samples = score(said, targets, units, seed=5)
+    expected = metrics.bootstrap_ci(said, targets, units=units, resamples=RESAMPLES, seed=5)
+    assert {name: interval_of(samples[name]) for name in SCORES} == expected
+    assert values == {name: metrics.classification_metrics(said, targets)[name] for name in SCORES}
+
+
+def test_pairs_draw_the_same_patients_for_every_model():
+    rng = np.random.default_rng(4)
+    targets, units = draw_test_set(rng)
+    said = said_with_skill(targets, 0.7, rng)
+    _, one = score(said, targets, units, seed=0)
+    # Another model with the same order of rows: its AUC is the same in every draw.
+    _, other = score(said**3 / (said**3).sum(axis=1, keepdims=True), targets, units, seed=0)
+    np.testing.assert_allclose(one["auc"] - other["auc"], 0, atol=1e-12)
+    _, another_draw = score(said, targets, units, seed=1)
+    assert np.abs(one["auc"] - another_draw["auc"]).max() > 0.01
+
+
+def test_paired_difference_agrees_with_a_slow_bootstrap_of_whole_patients():
+    rng = np.random.default_rng(5)
+    targets, units = draw_test_set(rng)
+    good, poor = said_with_skill(targets, 1.0, rng), said_with_skill(targets, 0.4, rng)
+    difference = score(good, targets, units, seed=0)[1]["auc"] - score(poor, targets, units, seed=0)[1]["auc"]
+    rows_of_unit = [np.flatnonzero(units == unit) for unit in np.unique(units)]
+    slow = []
+    for _ in range(400):
+        drawn = np.concatenate(
+            [rows_of_unit[i] for i in rng.integers(len(rows_of_unit), size=len(rows_of_unit))]
+        )
+        slow.append(metrics.auc(good[drawn], targets[drawn]) - metrics.auc(poor[drawn], targets[drawn]))
+    assert np.mean(difference) == pytest.approx(np.mean(slow), abs=0.01)
+    assert np.std(difference) == pytest.approx(np.std(slow), rel=0.15)
+
+
+def test_table_has_the_ways_and_mean_best_and_worst_of_the_hospitals_alone():
+    items = example()
+    rows = rows_of(items)
+    assert [row.title for row in rows] == [
+        "central",
+        "alone, mean of 2",
+        "alone, best (y)",
+        "alone, worst (x)",
+        "x alone",
+        "y alone",
+        "federated",
+        "federated, epsilon 3",
+    ]
+    alone = [item.metrics["auc"] for item in items[1:3]]
+    assert rows[1].metrics["auc"] == pytest.approx(np.mean(alone))
+    assert rows[2].metrics["auc"] == max(alone)
+    assert rows[3].metrics["auc"] == min(alone)
+    low, high = rows[1].ci95["auc"]
+    assert low < rows[1].metrics["auc"] < high
+
+
+def test_verdict_says_when_the_federation_beats_its_members():
+    verdicts = {(v.way, v.against): v for v in verdicts_of(example(federated_skill=3.0))}
+    best = verdicts["federated", "the best hospital alone (y)"]
+    assert best.beats
+    assert best.ci95[0] > 0
+    assert best.text.startswith("federated beats the best hospital alone (y): AUC difference .")
+
+
+def test_verdict_says_plainly_when_it_does_not():
+    items = example(federated_skill=0.6, alone_skills=(0.6, 0.6), private_skill=-1.0)
+    lines = findings(items)
+    assert lines[0].startswith("On these data the federation does not pay")
+    assert any("federated does not beat the best hospital alone" in line for line in lines)
+    worse = [line for line in lines if line.startswith("federated, epsilon 3")]
+    assert worse
+    assert all("does not beat" in line and "(it is worse)" in line for line in worse)
+    assert all(not verdict["beats"] for verdict in to_dict(items)["verdicts"])
+
+
+def test_way_that_failed_or_has_no_defined_score_is_a_row_and_no_verdict():
+    rng = np.random.default_rng(1)
+    targets, units = np.ones(50, np.int64), np.arange(50)
+    ways = ways_to_compare(["x", "y"], epsilons=(3.0,))
+    items = [trained(way, 1.0, rng, targets, units) for way in ways[:-1]]
+    nothing = dict.fromkeys(SCORES)
+    items.append(
+        Trained(way=ways[-1], status="failed", problem="too few", metrics=nothing, ci95={}, samples={})
+    )
+    assert verdicts_of(items) == []
+    assert rows_of(items)[-1].note == "too few"
+    assert rows_of(items)[-1].rounds is None
+    assert rows_of(items)[0].metrics["auc"] is None
+    json.dumps(to_dict(items), allow_nan=False)
+
+
+def test_pages_say_the_same_and_are_safe(tmp_path):
+    head = HEAD | {"data": HEAD["data"] | {"name": "<script>alert(1)</script>"}}
+    items = example()
+    write_comparison(tmp_path, head | to_dict(items), items)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "comparison.html",
+        "comparison.json",
+        "comparison.md",
+        "comparison.png",
+    ]
+    tags, texts = [], []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda name, attributes: tags.append(name)
+    parser.handle_data = texts.append
+    parser.feed((tmp_path / "comparison.html").read_text())
+    assert "script" not in tags
+    assert "img" in tags
+    text, card = " ".join(texts), (tmp_path / "comparison.md").read_text()
+    for row in rows_of(items):
+        assert row.title in text
+        assert row.title.split(" (")[0] in card
+    assert "Left out: z" in text
+    assert "generated by a program" in text
+    assert "<script" not in card.replace("\\<script", "")
+    stored = json.loads((tmp_path / "comparison.json").read_text())
+    assert [way["name"] for way in stored["ways"]][:2] == ["central", "alone-x"]
+    assert stored["ways"][0]["private"] is False
+
+
+def test_terminal_table_fits_eighty_columns_when_narrow():
+    from rich.console import Console
+
+    console = Console(width=80, file=io.StringIO())
+    console.print(terminal_table(example(), narrow=True))
+    text = console.file.getvalue()
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert "federated, epsilon 3" in text
+    assert "…" not in text
+
+
+def test_reproducible_comparison_claims_no_privacy():
+    assert "no row of this comparison is private" in markdown(HEAD | {"reproducible": True}, example())
+
+
+@pytest.mark.parametrize(
+    ("flags", "text", "expected"),
+    [
+        ({}, "", (1.0, 3.0, 8.0)),
+        ({"epsilon": 2.0}, "", (2.0,)),
+        ({}, "1, 4.5", (1.0, 4.5)),
+        ({}, "3", (3.0,)),
+    ],
+)
+def test_epsilons_come_from_either_flag(flags, text, expected):
+    assert chosen_epsilons(Scenario(**flags), text) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ({"epsilon": 2.0}, "1"),
+        ({"private": False}, "1"),
+        ({}, "1,x"),
+        ({}, "0"),
+        ({}, "inf"),
+        ({}, "-1,2"),
+        ({}, ","),
+    ],
+)
+def test_impossible_epsilons_are_refused(flags, text):
+    with pytest.raises(ConfigError, match="--epsilons"):
+        chosen_epsilons(Scenario(**flags), text)
