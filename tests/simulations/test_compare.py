@@ -2,14 +2,21 @@
 
 import io
 import json
+import subprocess
+import sys
+import threading
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from common import metrics
 from common.errors import ConfigError
+from simulations.cli import app
+from simulations.compare import compare
 from simulations.compare_commands import chosen_epsilons
 from simulations.comparison import (
     RESAMPLES,
@@ -22,7 +29,7 @@ from simulations.comparison import (
     verdicts_of,
 )
 from simulations.comparison_page import findings, markdown, terminal_table, write_comparison
-from simulations.scenario import Scenario
+from simulations.scenario import Scenario, make_scenario
 from simulations.ways import ways_to_compare
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -250,3 +257,130 @@ def test_epsilons_come_from_either_flag(flags, text, expected):
 def test_impossible_epsilons_are_refused(flags, text):
     with pytest.raises(ConfigError, match="--epsilons"):
         chosen_epsilons(Scenario(**flags), text)
+
+
+PLANTED = "PLANTED-PATIENT"
+
+
+def write_small_data(path):
+    """120 patients to train on and 80 to test on, two images each; brighter with the finding."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, patients in (("train", 120), ("test", 80)):
+        targets = np.repeat(rng.integers(2, size=patients), 2)
+        noise = rng.normal(90, 30, (2 * patients, 28, 28))
+        arrays[f"{split}_images"] = np.clip(noise + 15 * targets[:, None, None], 0, 255).astype(np.uint8)
+        arrays[f"{split}_labels"] = targets
+        arrays[f"{split}_patients"] = np.repeat([f"{PLANTED}-{split}-{i}" for i in range(patients)], 2)
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory):
+    return write_small_data(tmp_path_factory.mktemp("data") / "films.npz")
+
+
+def small_scenario(small_data, out, **flags):
+    wait_little = ("server.patience-s=30",)
+    values = {"data": str(small_data), "hospitals": 2, "model": "softmax", "rounds": 3, "set": wait_little}
+    return make_scenario(values | {"out": str(out)} | flags)
+
+
+@pytest.fixture(scope="module")
+def compared(small_data, tmp_path_factory):
+    said = []
+    out = tmp_path_factory.mktemp("compared") / "out"
+    return compare(small_scenario(small_data, out), epsilons=(8.0,), say=said.append), said
+
+
+def test_every_way_is_trained_and_scored_as_its_own_run_is(compared):
+    comparison, said = compared
+    assert [way["name"] for way in comparison.content["ways"]] == [
+        "central",
+        "alone-hospital-1",
+        "alone-hospital-2",
+        "federated",
+        "federated-epsilon-8",
+    ]
+    assert not comparison.stopped
+    assert len(said) == 6
+    for way in comparison.content["ways"]:
+        result = json.loads((comparison.folder / way["name"] / "result.json").read_text())
+        assert way["status"] == result["status"] == "completed"
+        assert way["rounds"] == 3
+        assert way["private"] is result["private"]
+        for name in SCORES:
+            assert way["metrics"][name] == pytest.approx(result["test"][name], abs=1e-6)
+            assert way["ci95"][name] == pytest.approx(result["test"]["ci95"][name], abs=1e-6)
+    assert 0 < comparison.content["ways"][-1]["epsilon_spent"] <= 8
+    assert [way["epsilon_spent"] for way in comparison.content["ways"][:-1]] == [None] * 4
+    assert len(comparison.content["verdicts"]) == 4
+
+
+def test_every_way_uses_the_same_split_and_central_has_all_patients(compared):
+    comparison, _ = compared
+    targets, rows = [], {}
+    for way in comparison.content["ways"]:
+        folder = comparison.folder / way["name"]
+        with np.load(folder / "held-back.npz", allow_pickle=False) as held_back:
+            targets.append(held_back["test_targets"].tolist())
+        for part in folder.glob("hospitals/*/data/images.npz"):
+            with np.load(part, allow_pickle=False) as images:
+                rows[way["name"], part.parents[1].name] = len(images["train_labels"])
+    assert all(other == targets[0] for other in targets)
+    assert rows["central", "all-patients"] == 240
+    assert rows["alone-hospital-1", "hospital-1"] + rows["alone-hospital-2", "hospital-2"] == 240
+    assert rows["federated", "hospital-1"] == rows["alone-hospital-1", "hospital-1"]
+
+
+def test_no_patient_stands_anywhere_in_a_comparison(compared):
+    comparison, _ = compared
+    files = [path for path in comparison.folder.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    # Unicode arrays in an npz are UTF-32: look for both spellings.
+    spellings = (PLANTED.encode(), PLANTED.encode("utf-32-le"))
+    assert not [path for path in files if any(spelling in path.read_bytes() for spelling in spellings)]
+
+
+def test_stop_ends_the_comparison_with_what_is_trained(small_data, tmp_path):
+    out = tmp_path / "out"
+
+    def stop_when_training():
+        wait_until = time.monotonic() + 60
+        while not (out / "central" / "metrics.jsonl").exists() and time.monotonic() < wait_until:
+            time.sleep(0.01)
+        (out / "central" / "stop").touch()
+
+    stopper = threading.Thread(target=stop_when_training)
+    stopper.start()
+    comparison = compare(small_scenario(small_data, out, rounds=100_000, private="false"))
+    stopper.join()
+    assert comparison.stopped
+    assert [way["status"] for way in comparison.content["ways"]] == ["stopped"]
+    assert (out / "comparison.html").is_file()
+
+
+def test_one_hospital_cannot_be_compared_and_the_command_says_so(small_data, tmp_path):
+    command = [sys.executable, "-c", "from simulations.cli import main; main()", "compare"]
+    flags = ["--data", str(small_data), "--hospitals", "1", "--out", str(tmp_path / "out")]
+    ended = subprocess.run(
+        [*command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.strip().splitlines()[-3] == "a comparison needs at least two hospitals"
+    assert "Traceback" not in ended.stderr
+
+
+def test_command_has_the_flags_of_run_and_its_own():
+    text = CliRunner().invoke(app, ["compare", "--help"]).stdout
+    for flag in (
+        "--data",
+        "--partition",
+        "--hospitals",
+        "--set",
+        "--epsilons",
+        "--alone-private",
+        "--format",
+    ):
+        assert flag in text
