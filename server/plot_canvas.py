@@ -78,3 +78,10 @@ def short(name: str, length: int = 28) -> str:
     """A name on one line, cut where it is too long for a label; printable characters only."""
     plain = "".join(letter if letter.isprintable() else " " for letter in name)
     return plain if len(plain) <= length else plain[: length - 1] + "…"
+
+
+def whole_ticks(axes: "Axes") -> None:
+    """Number rounds by whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.files import write_bytes_atomically
-from server.plot_canvas import Plot, canvas, line_style, short
+from server.plot_canvas import Plot, canvas, line_style, short, whole_ticks
 from server.report_html import duration, figure, interval, size
 from server.report_style import COLOURS
 from server.run_history import growth, participation_counts, round_seconds
@@ -43,6 +43,7 @@ def learning_curves(run: RunRecord) -> Plot | None:
         for index, ((metric, split), points) in enumerate(curves.items()):
             axes.plot(*zip(*points, strict=True), label=f"{_CURVES[metric]}, {split}", **line_style(index))
         axes.set(xlabel="round", ylabel="score")
+        whole_ticks(axes)
         axes.legend(loc="lower right", fontsize=9)
         png = render()
     ends = ", ".join(
@@ -171,6 +172,7 @@ def epsilon_growth(run: RunRecord) -> Plot | None:
             label = short(names[0]) + (f" and {len(names) - 1} alike" if len(names) > 1 else "")
             axes.plot(*zip(*points, strict=True), label=label, **line_style(index))
         axes.set(xlabel="round", ylabel="epsilon of this run")
+        whole_ticks(axes)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=9)
@@ -203,6 +205,7 @@ def participation(run: RunRecord) -> Plot | None:
                 axes.scatter(x, y, marker=marker, s=dots, color=colour, label=outcome)
         axes.set_yticks(range(len(names)), [short(name) for name in names])
         axes.set(xlabel="round", ylim=(len(names) - 0.4, -0.6), xlim=(0.2, rounds + 0.8))
+        whole_ticks(axes)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, fontsize=9)
         png = render()
     text = "; ".join(f"{name} {counts}" for name, counts in participation_counts(run).items())
@@ -219,6 +222,7 @@ def round_times(run: RunRecord) -> Plot | None:
         axes.plot(rounds, whole, label="whole round", **line_style(0))
         axes.plot(rounds, training, label="longest training in a hospital", **line_style(1))
         axes.set(xlabel="round", ylabel="seconds")
+        whole_ticks(axes)
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=9)
         png = render()

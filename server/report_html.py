@@ -84,12 +84,12 @@ def bound(number: float | None, digits: int = 2) -> str:
 
 
 def tiny_bound(number: float | None) -> str:
-    """A tiny upper bound such as delta, rounded up: 1.06e-4 is `1.1e-4`; a dash where there is none."""
+    """A tiny upper bound such as delta, rounded up: 3.3333e-4 is `3.34e-4`; a dash where there is none."""
     if number is None or not 0 < number < 1:
         return "–"
     exponent = math.floor(math.log10(number))
-    digits = bound(number / 10.0**exponent, 1)
-    return f"{digits}e{exponent}" if digits != "10.0" else f"1.0e{exponent + 1}"
+    digits = bound(number / 10.0**exponent, 2)
+    return f"{digits}e{exponent}" if digits != "10.00" else f"1.00e{exponent + 1}"
 
 
 def interval(bounds: object, digits: int = 3) -> str:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from common.settings import to_flat
+from server.participation_grid import participation_section
 from server.plot_canvas import Plot
 from server.privacy_statement import PrivacyStatement, privacy_statement
 from server.report_document import document, images
@@ -22,8 +23,7 @@ from server.report_html import (
     tag,
     tiny_bound,
 )
-from server.round_lines import OUTCOMES
-from server.run_history import participation_counts, round_seconds
+from server.run_history import round_seconds
 from server.run_record import RunRecord
 from server.small_print import limits, versions
 
@@ -38,15 +38,7 @@ _METRICS = {
     "ece": "expected calibration error",
     "brier": "Brier score",
 }
-_LETTERS = {"aggregated": "T", "late": "L", "refused": "R", "invalid": "I", "failed": "F"}
-_MEANINGS = {
-    "aggregated": "trained, counted",
-    "late": "answered after the round closed",
-    "refused": "the hospital declined",
-    "invalid": "the update failed a check",
-    "failed": "no usable answer",
-}
-_GRID_COLUMNS, _GRID_ROUNDS, _GRID_HOSPITALS = 25, 200, 60
+_COMPARED = ("auc", "accuracy", "recall", "specificity")
 
 
 def page(run: RunRecord, plots: Sequence[Plot]) -> str:
@@ -60,7 +52,7 @@ def page(run: RunRecord, plots: Sequence[Plot]) -> str:
         _hospitals(run, drawn),
         _learning(drawn),
         _decisions(run, drawn),
-        _participation(run, drawn),
+        participation_section(run, drawn),
         _times(run, drawn),
         _settings(run),
         _provenance(run),
@@ -166,7 +158,7 @@ def _hospitals(run: RunRecord, drawn: Mapping[str, Plot]) -> Html:
         (
             hospital.name,
             quantity(hospital.enrolled_patients),
-            bound(hospital.epsilon, 3) if run.private and hospital.epsilon is not None else "not private",
+            bound(hospital.epsilon, 3) if run.private else "not private",
             quantity(hospital.budget) if run.private else "–",
             tiny_bound(hospital.delta) if run.private else "–",
             figure(hospital.noise_multiplier) if run.private else "none",
@@ -178,7 +170,23 @@ def _hospitals(run: RunRecord, drawn: Mapping[str, Plot]) -> Html:
     ]
     caption = f"Enrolled {run.unit}s are rounded and public; noise is a multiple of the clipping norm."
     plots = images([drawn.get("epsilon"), drawn.get("epsilon_growth")])
-    return section("Hospitals", "hospitals", table(caption, header, rows), plots)
+    return section("Hospitals", "hospitals", table(caption, header, rows), plots, _by_hospital(run))
+
+
+def _by_hospital(run: RunRecord) -> Html:
+    """The final model on each hospital's own kind of test patients, and how far hospitals are apart."""
+    scored = run.evaluation.get("hospitals")
+    if not isinstance(scored, dict) or not scored:
+        return Html("")
+    scores = {str(name): _numbers(values) for name, values in scored.items()}
+    header = ("hospital", "test images", *(_METRICS[name] for name in _COMPARED))
+    rows = [
+        (name, quantity(values.get("images")), *(figure(values.get(metric)) for metric in _COMPARED))
+        for name, values in scores.items()
+    ]
+    areas = [values["auc"] for values in scores.values() if "auc" in values]
+    gap = f" The largest AUC difference is {figure(max(areas) - min(areas))}." if len(areas) > 1 else ""
+    return table(f"The final model on test {run.unit}s of each hospital's kind.{gap}", header, rows)
 
 
 def _learning(drawn: Mapping[str, Plot]) -> Html:
@@ -197,51 +205,6 @@ def _decisions(run: RunRecord, drawn: Mapping[str, Plot]) -> Html:
     caption = "Images by true class (rows) and predicted class (columns)."
     counts = table(caption, ("true", *classes), rows) if rows else ""
     return section("Decisions on the test split", "decisions", plots, counts)
-
-
-def _participation(run: RunRecord, drawn: Mapping[str, Plot]) -> Html:
-    if not run.participation:
-        return section("Participation", "participation", tag("p", "No round has been played yet."))
-    legend = "; ".join(f"{_LETTERS[outcome]} {_MEANINGS[outcome]}" for outcome in OUTCOMES)
-    reasons = sorted({reply.code for reply in run.participation.values() if reply.code})
-    counts = participation_counts(run).items()
-    return section(
-        "Participation",
-        "participation",
-        tag("p", f"{legend}; · not asked."),
-        *([tag("p", f"Reasons given: {', '.join(reasons)}.")] if reasons else []),
-        *(_grids(run) or [images([drawn.get("participation")])]),
-        table("Rounds by outcome.", ("hospital", "outcomes"), counts),
-    )
-
-
-def _grids(run: RunRecord) -> list[Html]:
-    """Round by hospital in letters, in pieces that fit on paper; not for runs that would fill a book."""
-    names = list(dict.fromkeys(name for name, _ in run.participation))
-    last = max(number for _, number in run.participation)
-    if last > _GRID_ROUNDS or len(names) > _GRID_HOSPITALS:
-        return []
-    pieces = []
-    for first in range(1, last + 1, _GRID_COLUMNS):
-        rounds = range(first, min(first + _GRID_COLUMNS, last + 1))
-        head = tag("tr", tag("th", "round", scope="col"), *(tag("th", str(n), scope="col") for n in rounds))
-        rows = [
-            tag("tr", tag("th", name, scope="row"), *(_grid_cell(run, name, n) for n in rounds))
-            for name in names
-        ]
-        caption = tag("caption", f"Rounds {rounds[0]} to {rounds[-1]}")
-        grid = tag("table", caption, tag("thead", head), tag("tbody", *rows), class_="grid")
-        pieces.append(tag("div", grid, class_="scroll"))
-    return pieces
-
-
-def _grid_cell(run: RunRecord, name: str, number: int) -> Html:
-    reply = run.participation.get((name, number))
-    if reply is None:
-        return tag("td", "·", class_="absent", title="not asked")
-    outcome = reply.outcome if reply.outcome in _LETTERS else "failed"
-    why = f": {reply.code}" if reply.code else ""
-    return tag("td", _LETTERS[outcome], class_=outcome, title=f"{_MEANINGS[outcome]}{why}")
 
 
 def _times(run: RunRecord, drawn: Mapping[str, Plot]) -> Html:

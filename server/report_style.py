@@ -40,6 +40,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 caption { text-align: left; font-size: .88rem; padding-bottom: .4rem; }
 th, td { text-align: right; padding: .32rem .6rem; border-bottom: 1px solid var(--line); }
 th:first-child { text-align: left; overflow-wrap: break-word; }
+td { white-space: nowrap; } .facts td { white-space: normal; }
 .facts th, .facts td { text-align: left; vertical-align: top; overflow-wrap: anywhere; }
 .facts th:first-child { width: 14rem; min-width: 7rem; overflow-wrap: break-word; }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; }

@@ -30,5 +30,5 @@ def limits(run: RunRecord) -> list[str]:
         lines.append("Test and training patients come from the same sources; elsewhere scores will differ.")
     if run.status != "completed":
         lines.append(f"The run has status {run.status}: the numbers are those of the last closed round.")
-    lines.append("Scores are for the whole test split; groups of patients were not compared.")
+    lines.append("Groups of patients (age, sex, severity) were not compared.")
     return lines

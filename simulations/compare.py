@@ -4,6 +4,7 @@ comparison = compare(make_scenario({"hospitals": 3}), epsilons=(1.0, 8.0))
 comparison.content["verdicts"][0]["text"]
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,7 @@ def _new_folder(scenario: Scenario) -> Path:
 def _prepare_split(scenario: Scenario, folder: Path) -> Prepared:
     base = prepare(scenario.model_copy(update={"out": str(folder / SPLIT), "epsilon": None, "delta": None}))
     if len(base.hospitals) < 2:
+        shutil.rmtree(base.folder)
         raise ConfigError(
             "a comparison needs at least two hospitals",
             why=f"these data and flags give {len(base.hospitals)}",

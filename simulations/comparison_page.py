@@ -38,7 +38,7 @@ def terminal_table(trained: Sequence[Trained], *, narrow: bool) -> "Table":
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in HEADER:
         shown.add_column(name, justify="left" if name == "way" else "right", overflow="fold")
-    for cells in _cells(rows_of(trained), separator="\n" if narrow else " "):
+    for cells in _cells(rows_of(trained), narrow=narrow):
         shown.add_row(*(Text(cell) for cell in cells))
     return shown
 
@@ -48,9 +48,7 @@ def findings(trained: Sequence[Trained]) -> list[str]:
     verdicts = verdicts_of(trained)
     lines = [verdict.text for verdict in verdicts]
     if verdicts and not any(verdict.beats for verdict in verdicts):
-        lines.insert(
-            0, "On these data the federation does not pay: no federated model beats hospitals alone."
-        )
+        lines.insert(0, "On these data the federation does not pay: it beats no hospital alone.")
     return lines
 
 
@@ -73,15 +71,11 @@ def markdown(content: Mapping[str, Any], trained: Sequence[Trained]) -> str:
 
 def page(content: Mapping[str, Any], trained: Sequence[Trained], plot: Plot) -> str:
     """The comparison as one offline HTML file."""
-    head = tag(
-        "header", tag("h1", _title(content)), *(tag("p", line, class_="soft") for line in _about(content))
-    )
-    caption = (
-        "Scores on the same held-back test patients; in brackets 95 % intervals by bootstrap over patients."
-    )
+    about = [tag("p", line, class_="soft") for line in _about(content)]
+    caption = "On the same held-back test patients; in brackets 95 % intervals by bootstrap over patients."
     return document(
         _title(content),
-        head,
+        tag("header", tag("h1", _title(content)), *about),
         _banner(verdicts_of(trained)),
         section("Scores", "scores", table(caption, HEADER, _cells(rows_of(trained))), images([plot])),
         section("Findings", "findings", _list(findings(trained) or ["Nothing could be compared."])),
@@ -107,9 +101,8 @@ def draw(trained: Sequence[Trained]) -> Plot:
     text = "; ".join(
         f"{t.way.title} {figure(t.metrics['auc'])} ({interval(t.ci95.get('auc'))})" for t in scored
     )
-    return Plot(
-        name="comparison", title="Test AUC (diamonds: private)", alt=f"Dots with bars: {text}.", png=png
-    )
+    alt = f"Dots with bars: {text}."
+    return Plot(name="comparison", title="Test AUC (diamonds: private)", alt=alt, png=png)
 
 
 def _banner(verdicts: Sequence[Verdict]) -> Html:
@@ -156,17 +149,21 @@ def _limits(content: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _cells(rows: Iterable[Row], *, separator: str = " ") -> list[tuple[str, ...]]:
+def _cells(rows: Iterable[Row], *, narrow: bool = False) -> list[tuple[str, ...]]:
     cells = []
     for row in rows:
-        scores = [_scored(row.metrics.get(name), row.ci95.get(name), separator) for name in SCORES]
+        scores = [_scored(row.metrics.get(name), row.ci95.get(name), narrow=narrow) for name in SCORES]
         title = row.title + (f" ({row.note})" if row.note else "")
         cells.append((title, *scores, quantity(row.rounds), duration(row.seconds)))
     return cells
 
 
-def _scored(value: float | None, bounds: tuple[float, float] | None, separator: str) -> str:
-    return figure(value) + (f"{separator}({interval(bounds)})" if bounds is not None else "")
+def _scored(value: float | None, bounds: tuple[float, float] | None, *, narrow: bool) -> str:
+    if bounds is None:
+        return figure(value)
+    if narrow:
+        return f"{figure(value)}\n{figure(bounds[0])}–{figure(bounds[1])}"
+    return f"{figure(value)} ({interval(bounds)})"
 
 
 def _list(lines: Iterable[str]) -> Html:

@@ -19,7 +19,7 @@ from common.privacy.plan import PrivacyEvent
 
 DELTA = 1e-4
 FULL = PrivacyEvent(sampling_rate=1, noise_multiplier=30.0, steps=2)
-HALF = PrivacyEvent(sampling_rate=0.5, noise_multiplier=6.0, steps=3)
+HALF = PrivacyEvent(sampling_rate=0.5, noise_multiplier=9.0, steps=3)
 
 
 def key(round_number=1, run_id="study", attempt=1, model_hash=None):
@@ -71,7 +71,7 @@ def test_a_charge_is_kept_and_read_back(ledger):
     assert charge.event == HALF
     assert (charge.unit, charge.l2_clip_norm, charge.plan_digest) == ("image", 0.7, "abc")
     assert charge.epsilon == running_epsilon([HALF], delta=DELTA)
-    assert again.noise_multiplier_of("study") == 6.0
+    assert again.noise_multiplier_of("study") == 9.0
     assert again.noise_multiplier_of("other") is None
 
 

@@ -26,7 +26,7 @@ def folder(tmp_path):
     cohort = ledger.cohort(f"patient-{number}" for number in range(40))
     for number in range(1, 5):
         key = RoundKey(run_id="study", attempt=1, round_number=number, model_hash=f"m{number}")
-        event = PrivacyEvent(sampling_rate=0.5, noise_multiplier=6.0, steps=2)
+        event = PrivacyEvent(sampling_rate=1, noise_multiplier=12.0, steps=2)
         ledger.charge(key, event=event, cohort=cohort, delta=DELTA)
         ledger.mark_sealed(key, f"{number}" * 64)
     return folder
@@ -172,7 +172,7 @@ def test_an_understated_epsilon_is_found_by_recomputing(folder):
 
 def test_a_weakened_event_does_not_fit_its_stored_epsilon(folder):
     def weaken(row):
-        row["noise_multiplier"] = 9.0 if row["number"] == 4 else row["noise_multiplier"]
+        row["noise_multiplier"] = 18.0 if row["number"] == 4 else row["noise_multiplier"]
 
     rechain(folder, change=weaken)
     findings = Ledger.open(folder).verify()
@@ -196,6 +196,15 @@ def test_verify_agrees_in_words_and_json(folder):
     assert "4 charge(s)" in result.output
     result = CliRunner().invoke(ledger_app, ["verify", str(folder), "--format", "json"])
     assert json.loads(result.output) == {"ok": True, "charges": 4, "findings": []}
+
+
+def test_verify_recomputes_sampled_steps_of_several_runs(folder):
+    ledger = Ledger.open(folder)
+    event = PrivacyEvent(sampling_rate=0.3, noise_multiplier=4.0, steps=5)
+    for number, members in enumerate((["patient-1", "x"], ["x", "y"]), start=1):
+        key = RoundKey(run_id="other", attempt=1, round_number=number, model_hash="m")
+        ledger.charge(key, event=event, cohort=ledger.cohort(members), delta=DELTA)
+    assert ledger.verify() == []
 
 
 def test_verify_tells_findings_in_words(folder):

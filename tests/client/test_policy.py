@@ -25,7 +25,7 @@ def request(*, rounds=6, round_number=1, private=True, reproducible=False, **kno
     return TrainingRequest(
         rounds=rounds,
         round_number=round_number,
-        knobs=PrivacyKnobs(**knobs),
+        knobs=PrivacyKnobs(**{"sampling_rate": 1.0, **knobs}),
         private=private,
         reproducible=reproducible,
         unit="patient",
@@ -45,7 +45,7 @@ def events(plan, rounds):
 
 def test_solved_noise_spends_the_budget_over_all_rounds_and_not_more():
     config = hospital()
-    plan = ask(config, request(local_steps=2))
+    plan = ask(config, request(local_steps=2, sampling_rate=0.5))
     assert (plan.enrolled_units, plan.steps, plan.unit) == (N, 2, "patient")
     assert config.delta == 1 / (10 * N)
     assert 2.99 < epsilon([events(plan, 6)], delta=config.delta) <= 3.0
@@ -70,7 +70,7 @@ def test_solved_noise_is_kept_and_the_last_round_still_fits_exactly():
 
 def test_what_was_spent_elsewhere_raises_the_noise():
     config = hospital()
-    past = [(PrivacyEvent(sampling_rate=0.2, noise_multiplier=2.0, steps=20),), ()]
+    past = [(PrivacyEvent(sampling_rate=1, noise_multiplier=10.0, steps=4),), ()]
     plan = ask(config, request(), past)
     assert plan.noise_multiplier > ask(config, request()).noise_multiplier
     assert epsilon([*past[0], events(plan, 6)], delta=config.delta) <= 3.0
@@ -162,7 +162,7 @@ def test_a_spent_budget_is_a_budget_refusal_in_both_modes():
 
 def test_fixed_mode_with_a_budget_for_three_rounds_trains_three_times():
     delta = 1 / (10 * N)
-    three = PrivacyEvent(sampling_rate=0.5, noise_multiplier=6.0, steps=6)
+    three = PrivacyEvent(sampling_rate=1, noise_multiplier=6.0, steps=6)
     config = hospital(mode="fixed", noise_multiplier=6.0, epsilon=epsilon([three], delta=delta))
     past = ()
     trained = 0
@@ -178,8 +178,8 @@ def test_fixed_mode_with_a_budget_for_three_rounds_trains_three_times():
 
 
 def test_the_worst_patient_decides():
-    light = (PrivacyEvent(sampling_rate=0.5, noise_multiplier=20.0, steps=1),)
-    heavy = (PrivacyEvent(sampling_rate=0.5, noise_multiplier=2.0, steps=8),)
+    light = (PrivacyEvent(sampling_rate=1, noise_multiplier=20.0, steps=1),)
+    heavy = (PrivacyEvent(sampling_rate=1, noise_multiplier=3.0, steps=8),)
     config = hospital(mode="fixed", noise_multiplier=6.0)
     assert ask(config, request(), [light]).noise_multiplier == 6.0
     for order in ([light, heavy], [heavy, light]):

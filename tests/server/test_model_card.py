@@ -29,13 +29,13 @@ def test_privacy_statement_names_what_nist_sp_800_226_asks_for(tmp_path):
         "one patient with all their images",
         "add or remove one patient",
         "at most 2.650",
-        "at most 1.0e-3",
+        "at most 1.00e-3",
         "DP-SGD",
         "Poisson",
         "PLD",
         "Composition",
         "Trust",
-        "| east | 2.650 | 3.4e-4 | 2.500 | .500 | 6 |",
+        "| east | 2.650 | 3.34e-4 | 2.500 | .500 | 6 |",
         "Not covered",
     ):
         assert words in statement, words
