@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.files import write_bytes_atomically
 from server.plot_canvas import Plot, canvas, line_style, short, whole_ticks
-from server.report_html import duration, figure, interval, size
+from server.report_html import bound, duration, figure, interval, size
 from server.report_style import COLOURS
 from server.run_history import growth, participation_counts, round_seconds
 from server.run_record import HospitalSummary, RunRecord
@@ -140,7 +140,7 @@ def epsilon_spent(run: RunRecord) -> Plot | None:
     with canvas(height=1.4 + 0.34 * len(shown)) as (axes, render):
         places = list(range(len(shown)))[::-1]
         bars = axes.barh(places, [float(h.epsilon or 0) for h in shown], color=COLOURS[0], label="spent")
-        axes.bar_label(bars, fmt=" %.2f", fontsize=9)
+        axes.bar_label(bars, [f" {bound(h.epsilon)}" for h in shown], fontsize=9)
         budgets = [(h.budget, place) for h, place in zip(shown, places, strict=True) if h.budget is not None]
         if budgets:
             limits, heights = zip(*budgets, strict=True)
@@ -178,7 +178,7 @@ def epsilon_growth(run: RunRecord) -> Plot | None:
         axes.legend(fontsize=9)
         png = render()
     ends = "; ".join(
-        f"{', '.join(names)}: {points[-1][1]:.2f} after round {points[-1][0]}"
+        f"{', '.join(names)}: {bound(points[-1][1])} after round {points[-1][0]}"
         for points, names in shown.items()
     )
     title = "Epsilon over the rounds (this run alone)"
@@ -268,4 +268,4 @@ def _roc_curves(run: RunRecord) -> dict[str, tuple[list[float], list[float]]]:
 
 def _spent(hospital: HospitalSummary) -> str:
     budget = "" if hospital.budget is None else f" of {hospital.budget:g}"
-    return f"{hospital.name} {hospital.epsilon:.2f}{budget}"
+    return f"{hospital.name} {bound(hospital.epsilon)}{budget}"

@@ -158,6 +158,7 @@ def _score_all(base: Prepared, done: Sequence[_Done], *, seed: int) -> list[Trai
                 way=d.way,
                 status=d.outcome.status if d.outcome is not None else "failed",
                 problem=d.problem,
+                private=bool(result.get("private", False)),
                 rounds=int(result.get("rounds", 0)),
                 seconds=(result.get("time") or {}).get("wall_s"),
                 epsilon_spent=max(spent, default=None),

@@ -32,6 +32,8 @@ class Trained:
     status: str
     """Status of its run; `failed` without one."""
     problem: str = ""
+    private: bool = False
+    """Whether its run claims privacy; none does in reproducible mode."""
     rounds: int = 0
     seconds: float | None = None
     epsilon_spent: float | None = None
@@ -152,9 +154,7 @@ def _against(item: Trained, group: Sequence[Trained], epsilon: float | None) -> 
     for name, value, samples in rivals:
         bounds = interval_of(item.samples["auc"] - samples)
         if bounds is not None:
-            verdicts.append(
-                Verdict(way=item.way.title, against=name, difference=own - value, ci95=bounds)
-            )
+            verdicts.append(Verdict(way=item.way.title, against=name, difference=own - value, ci95=bounds))
     return verdicts
 
 
@@ -163,9 +163,7 @@ def _alone_summary(group: Sequence[Trained]) -> list[Row]:
     mean = Row(
         title=f"alone, mean of {len(group)}{privacy}",
         metrics={name: _mean([t.metrics[name] for t in group]) for name in SCORES},
-        ci95={
-            name: interval_of(np.mean([t.samples[name] for t in group], axis=0)) for name in SCORES
-        },
+        ci95={name: interval_of(np.mean([t.samples[name] for t in group], axis=0)) for name in SCORES},
         rounds=None,
         seconds=statistics.fmean(t.seconds or 0.0 for t in group),
     )
@@ -218,7 +216,7 @@ def to_dict(trained: Sequence[Trained]) -> dict[str, Any]:
                 "title": t.way.title,
                 "kind": t.way.kind,
                 "hospitals": list(t.way.members),
-                "private": t.way.epsilon is not None,
+                "private": t.private,
                 "epsilon": t.way.epsilon,
                 "epsilon_spent": t.epsilon_spent,
                 "status": t.status,

@@ -20,7 +20,7 @@ from typing import Any
 from common.config import FederationConfig
 from common.errors import ConfigError, FederationError
 from common.settings import load, to_flat
-from simulations.engines.processes import warm_up
+from simulations.engines.processes import abandon, warm_up
 from simulations.preparation import (
     HELD_BACK,
     SCENARIO,
@@ -84,7 +84,11 @@ def run_scenario(scenario: Scenario, *, quiet: bool = True, say: Say | None = No
     """
     # The heavy imports run in the fork server while images are read here.
     warm_up()
-    prepared = prepare(scenario)
+    try:
+        prepared = prepare(scenario)
+    except BaseException:
+        abandon()
+        raise
     for line in describe(prepared, scenario):
         (say or _nothing)(line)
     return train_in(prepared.folder, prepared.config, scenario, quiet=quiet, say=say or _nothing)
@@ -92,7 +96,6 @@ def run_scenario(scenario: Scenario, *, quiet: bool = True, say: Say | None = No
 
 def resume_run(folder: Path, *, quiet: bool = True, say: Say | None = None) -> Outcome:
     """Go on from the newest checkpoint of a run folder, with its own settings. Raises FederationError."""
-    warm_up()
     folder = folder.absolute()
     names = roster(folder)
     scenario = load(Scenario, folder / SCENARIO)
@@ -103,6 +106,7 @@ def resume_run(folder: Path, *, quiet: bool = True, say: Say | None = None) -> O
                 why="all of its rounds are done",
                 fix="start a new one with flower-simulate run",
             )
+    warm_up()
     relocate(folder)
     config = with_folder(load(FederationConfig, folder / "config.toml"), folder, num_hospitals=len(names))
     done = newest_checkpoint(folder)

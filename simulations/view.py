@@ -28,7 +28,7 @@ def follow(
     """Show the progress of the run in `run_folder` as long as the block lasts; nothing when `quiet`.
 
     The block gets the `Progress`, which is complete once the block has ended. Reading is incremental and in a
-    thread of its own. Without a `console` it shows on standard error, so that standard output stays for results.
+    thread of its own. Without a `console` it shows on standard error: standard output is for results.
     """
     from rich.console import Console
 
@@ -164,7 +164,9 @@ def _score(progress: Progress) -> Sequence[str]:
     point = progress.newest_score
     if point is None:
         return []
-    return [f"{point.split} AUC {figure(point.auc)}"]
+    # Scoring rests between checkpoints: an older model's score says so.
+    older = f" (round {point.round_number})" if point.round_number != progress.rounds_done else ""
+    return [f"{point.split} AUC {figure(point.auc)}{older}"]
 
 
 def _epsilon(progress: Progress) -> str:

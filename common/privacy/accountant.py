@@ -27,6 +27,7 @@ RUNNING_GRID = 1e-3
 _COARSEST_GRID = 1e-1
 _MOST_BINS = 1e6
 _STEPS_PER_EPSILON = 700
+_SMALL_EPSILON = 0.2
 _NEAR = 1.01
 """`running_epsilon` is never above `epsilon` by this factor."""
 _NOISE_STEPS_PER_UNIT = 1000
@@ -237,7 +238,8 @@ def _running(kinds: Kinds, delta: float) -> float:
     _check_delta(delta)
     bound = _on_finest_grid(kinds, delta, RUNNING_GRID, _cached_epsilon)
     # The coarse grid's error grows with the steps and matters most for small costs.
-    coarse_is_close = sum(steps for _, _, steps in kinds) <= _STEPS_PER_EPSILON * bound
+    total = sum(steps for _, _, steps in kinds)
+    coarse_is_close = bound >= _SMALL_EPSILON and total <= _STEPS_PER_EPSILON * bound
     return bound if coarse_is_close else min(bound, _claimed(kinds, delta))
 
 

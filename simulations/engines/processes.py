@@ -6,9 +6,10 @@ so CUDA, OpenMP and SQLite handles are born in the worker that uses them (DESIGN
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -24,7 +25,8 @@ PRELOAD = (
     "common.models.registry",
     "simulations.engines.worker",
     "simulations.scoring_process",
-    "simulations.cli",
+    "typer",
+    "simulations.flags",
 )
 """Modules imported once, in the fork server."""
 
@@ -37,6 +39,15 @@ def warm_up() -> None:
     _CONTEXT.set_forkserver_preload(list(PRELOAD))
     with _one_native_thread():
         forkserver.ensure_running()
+
+
+def abandon() -> None:
+    """End the fork server: a command that fails early must not wait for imports that nobody needs."""
+    # There is no public way, and on another Python without this field it merely ends a little later.
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if isinstance(pid, int):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def start_process(

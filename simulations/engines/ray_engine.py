@@ -29,8 +29,9 @@ from common.settings import Scalar, to_flat
 PACKAGES = ("common", "server", "client")
 ROOT = Path(__file__).resolve().parents[2]
 """Folder that holds the packages, wherever they are installed."""
-LOG = "ray.log"
+LOG, RESULT = "ray.log", "result.json"
 _START_TIMEOUT_S = 90.0
+_ASK_EVERY_S = 20.0
 _CONNECTION = "here"
 
 
@@ -48,8 +49,9 @@ def run_on_ray(config: FederationConfig, *, num_hospitals: int) -> None:
         app = write_app(home / "app", to_flat(config))
         port = free_port()
         write_connection(home, port)
-        with (folder / LOG).open("ab") as log, superlink(home, port, log):
-            _submit_and_wait(app, home, log, config=config, num_hospitals=num_hospitals)
+        with (folder / LOG).open("ab") as log, superlink(home, port, log) as server:
+            run_id = _submit(app, home, log, num_hospitals=num_hospitals)
+            _wait(run_id, home, log, folder=folder, server=server)
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
@@ -106,7 +108,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def superlink(home: Path, port: int, log: IO[bytes]) -> Iterator[None]:
+def superlink(home: Path, port: int, log: IO[bytes]) -> Iterator["subprocess.Popen[bytes]"]:
     """A SuperLink in simulation mode; it ends with the block, and with this process."""
     command = [sys.executable, "-m", "simulations.engines.ending_with_parent", _program("flower-superlink")]
     command += ["--simulation", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
@@ -114,7 +116,7 @@ def superlink(home: Path, port: int, log: IO[bytes]) -> Iterator[None]:
     process = subprocess.Popen(command, env=_environment(home), stdout=log, stderr=log)
     try:
         _wait_until_healthy(process, port, log)
-        yield
+        yield process
     finally:
         process.terminate()
         try:
@@ -140,35 +142,71 @@ def _wait_until_healthy(process: "subprocess.Popen[bytes]", port: int, log: IO[b
     )
 
 
-def _submit_and_wait(
-    app: Path, home: Path, log: IO[bytes], *, config: FederationConfig, num_hospitals: int
-) -> None:
+def _submit(app: Path, home: Path, log: IO[bytes], *, num_hospitals: int) -> str:
+    """Hand the app to the SuperLink; gives Flower's id of the run."""
     cores = len(os.sched_getaffinity(0))
-    resources = {"num-supernodes": num_hospitals, "client-resources-num-cpus": 1, "init-args-num-cpus": cores}
+    resources = {
+        "num-supernodes": num_hospitals,
+        "client-resources-num-cpus": 1,
+        "init-args-num-cpus": cores,
+    }
     options = " ".join(f"{key}={value}" for key, value in resources.items())
-    command = [_program("flwr"), "run", str(app), _CONNECTION, "--federation-config", options, "--stream"]
-    # In a group of its own: Ctrl-C is for the ServerApp's clean stop, not for the one who watches it.
-    with subprocess.Popen(
-        command, env=_environment(home), stdout=log, stderr=log, start_new_session=True
-    ) as watcher:
-        try:
-            watcher.wait()
-        except BaseException:
-            watcher.kill()
-            raise
-    if _status(Path(config.runtime.run_folder)) is None:
+    answer = _flwr(home, log, "run", str(app), _CONNECTION, "--federation-config", options)
+    run_id = answer.get("run-id")
+    if not run_id:
+        raise FederationError(
+            "Flower did not take the run",
+            why="see the log",
+            fix=f"look at {log.name}, or use --engine embedded",
+        )
+    return str(run_id)
+
+
+def _wait(
+    run_id: str, home: Path, log: IO[bytes], *, folder: Path, server: "subprocess.Popen[bytes]"
+) -> None:
+    """Wait until Flower calls the run finished; raises FederationError when it has left no result.
+
+    Asking costs a process, so it is done often only once the result is there. A question that fails (a busy
+    machine) is asked again; only the SuperLink's own death ends the waiting.
+    """
+    asked_at = time.monotonic()
+    while server.poll() is None:
+        time.sleep(0.5)
+        if not (folder / RESULT).exists() and time.monotonic() - asked_at < _ASK_EVERY_S:
+            continue
+        runs = _flwr(home, log, "list", _CONNECTION, "--run-id", run_id).get("runs") or [{}]
+        asked_at = time.monotonic()
+        if str(runs[0].get("status", "")).startswith("finished"):
+            break
+    if not (folder / RESULT).exists():
         raise FederationError(
             "the run on Ray left no result",
-            why=f"`flwr run` ended with code {watcher.returncode}",
+            why="the SuperLink died" if server.poll() is not None else "Flower calls it finished",
             fix=f"look at {log.name}, or use --engine embedded",
         )
 
 
-def _status(folder: Path) -> str | None:
+def _flwr(home: Path, log: IO[bytes], *arguments: str) -> dict[str, Any]:
+    """What a command of Flower's answers as JSON; empty when it fails."""
+    # In a session of its own: Ctrl-C is for the ServerApp's clean stop, not for those who watch it.
+    process = subprocess.run(
+        [_program("flwr"), *arguments, "--format", "json"],
+        env=_environment(home),
+        stdout=subprocess.PIPE,
+        stderr=log,
+        start_new_session=True,
+        check=False,
+    )
     try:
-        return str(json.loads((folder / "result.json").read_text())["status"])
-    except (OSError, ValueError, KeyError):
-        return None
+        answer = json.loads(process.stdout)
+    except ValueError:
+        answer = {}
+    if not answer.get("success"):
+        log.write(process.stdout)
+        log.flush()
+        return {}
+    return dict(answer)
 
 
 def _program(name: str) -> str:

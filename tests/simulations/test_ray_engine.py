@@ -16,6 +16,7 @@ from simulations.run import run_scenario
 from simulations.scenario import make_scenario
 
 
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 def test_the_app_folder_carries_the_settings_and_the_sources(tmp_path: Path) -> None:
     from flwr.cli.build import build_fab_from_disk
 

@@ -59,7 +59,7 @@ def test_pipe_gets_one_line_per_closed_round_as_it_closes(tmp_path):
         record(folder, round_lines(2, outcomes={"south": ("late", None)})[-1:])
     assert text_of(console).splitlines() == [
         "round 1/6  3 of 3 hospitals  epsilon 1.20  1.00 s  left 5.00 s",
-        "round 2/6  2 of 3 hospitals  test AUC .500  epsilon 1.62  1.00 s  left 8.00 s",
+        "round 2/6  2 of 3 hospitals  test AUC .500 (round 1)  epsilon 1.62  1.00 s  left 8.00 s",
     ]
 
 
