@@ -1,5 +1,6 @@
 """Every message gets an answer, and no error text leaves: only enumerated codes go through the door."""
 
+import contextlib
 from collections.abc import Callable
 
 from flwr.app import Context, Message
@@ -21,10 +22,18 @@ def answered(handler: Handler, request: Message, context: Context) -> Message:
         envelope = Envelope.from_record(request.content)
         return handler(site, request, envelope)
     except Exception as error:
-        if site is None:
-            return messages.refusal(request, envelope, _code(error))
-        site.log_locally(error)
-        return site.door.refusal(request, envelope, _code(error))
+        return _refused(site, request, envelope, error)
+
+
+def _refused(site: Site | None, request: Message, envelope: Envelope, error: Exception) -> Message:
+    code = _code(error)
+    if site is not None:
+        # A full disk must not turn into an exception: Flower would send its words to the server.
+        with contextlib.suppress(OSError):
+            site.log_locally(error)
+        with contextlib.suppress(OSError):
+            return site.door.refusal(request, envelope, code)
+    return messages.refusal(request, envelope, code)
 
 
 def _code(error: Exception) -> RefusalCode:

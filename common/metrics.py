@@ -166,6 +166,25 @@ def bootstrap_ci(
         raise ValueError(f"cannot bootstrap {unknown or metrics} with {resamples} resamples at {confidence}")
     if not len(targets) or not np.isfinite(probabilities).all():
         return dict.fromkeys(metrics, None)
+    samples = bootstrap_samples(
+        probabilities, targets, units=units, metrics=metrics, resamples=resamples, seed=seed
+    )
+    return {name: _percentiles(values, confidence) for name, values in samples.items()}
+
+
+def bootstrap_samples(
+    probabilities: AnyArray,
+    targets: AnyArray,
+    *,
+    units: AnyArray | None = None,
+    metrics: Sequence[str] = ("auc", "accuracy", "recall", "f1"),
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, FloatArray]:
+    """Each metric in every resample of the units, (resamples,), NaN where undefined.
+
+    The draws depend on the seed, the number of rows and the units only: two models on the same rows are paired.
+    """
     unit_of_row = np.arange(len(targets)) if units is None else np.unique(units, return_inverse=True)[1]
     random = np.random.Generator(np.random.PCG64(seed))
     at_once = max(1, _ENTRIES_AT_ONCE // len(targets))
@@ -173,9 +192,7 @@ def bootstrap_ci(
     for start in range(0, resamples, at_once):
         weights = _unit_counts(random, min(at_once, resamples - start), int(unit_of_row.max()) + 1)
         parts.append(_weighted_metrics(probabilities, targets, weights[:, unit_of_row], metrics))
-    return {
-        name: _percentiles(np.concatenate([part[name] for part in parts]), confidence) for name in metrics
-    }
+    return {name: np.concatenate([part[name] for part in parts]) for name in metrics}
 
 
 def _unit_counts(random: np.random.Generator, resamples: int, num_units: int) -> FloatArray:

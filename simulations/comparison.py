@@ -18,7 +18,6 @@ from simulations.ways import Way
 
 SCORES = ("auc", "accuracy", "recall", "f1")
 RESAMPLES = 1000
-_ENTRIES_AT_ONCE = 4_000_000
 
 FloatArray = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -86,7 +85,9 @@ def score(
 ) -> tuple[dict[str, float | None], dict[str, FloatArray]]:
     """Scores of one model and their bootstrap samples by patient; the same seed draws the same patients."""
     whole = metrics.classification_metrics(probabilities, targets)
-    return {name: whole[name] for name in SCORES}, _samples(probabilities, targets, units, seed=seed)
+    return {name: whole[name] for name in SCORES}, metrics.bootstrap_samples(
+        probabilities, targets, units=units, metrics=SCORES, resamples=RESAMPLES, seed=seed
+    )
 
 
 def interval_of(samples: FloatArray) -> Interval | None:
@@ -182,19 +183,6 @@ def _alone_summary(group: Sequence[Trained]) -> list[Row]:
             for which, t in named
         ),
     ]
-
-
-def _samples(
-    probabilities: FloatArray, targets: NDArray[np.int64], units: NDArray[np.int64], *, seed: int
-) -> dict[str, FloatArray]:
-    unit_of_row = np.unique(units, return_inverse=True)[1]
-    random = np.random.Generator(np.random.PCG64(seed))
-    at_once = max(1, _ENTRIES_AT_ONCE // len(targets))
-    parts = []
-    for start in range(0, RESAMPLES, at_once):
-        drawn = metrics._unit_counts(random, min(at_once, RESAMPLES - start), int(unit_of_row.max()) + 1)
-        parts.append(metrics._weighted_metrics(probabilities, targets, drawn[:, unit_of_row], SCORES))
-    return {name: np.concatenate([part[name] for part in parts]) for name in SCORES}
 
 
 def _auc(trained: Trained) -> float:

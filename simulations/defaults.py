@@ -24,9 +24,9 @@ def recommended(
 def _with_privacy(epsilon: float) -> list[str]:
     """Half of the patients in each of few steps: large batches make the most of the noise.
 
-    A larger budget pays for more rounds and larger steps; the moving average takes noise out of the result.
+    A larger budget pays for more rounds. Server momentum and the moving average take noise out of the result.
     """
-    rounds, learning_rate = (60, 2.0) if epsilon < 2 else (100, 2.0) if epsilon < 5 else (120, 4.0)
+    rounds = 60 if epsilon < 2 else 90 if epsilon < 5 else 120
     return [
         f"federation.rounds={rounds}",
         f"privacy.sampling-rate={_SAMPLING_RATE}",
@@ -34,8 +34,9 @@ def _with_privacy(epsilon: float) -> list[str]:
         "privacy.local-steps=1",
         "model.activation=tanh",
         "training.optimizer=sgd",
-        f"training.learning-rate={learning_rate}",
-        f"training.learning-rate-schedule={'cosine' if epsilon < 5 else 'constant'}",
+        "training.learning-rate=0.3",
+        "server.optimizer=momentum",
+        "server.momentum=0.9",
         "server.ema-decay=0.9",
         "server.final-model=ema",
     ]

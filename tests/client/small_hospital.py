@@ -26,7 +26,9 @@ SIZE, PATIENTS, ENROLLED = 8, 24, 30
 CLASSES = ("negative", "positive")
 
 
-def make_hospital(folder: Path, *, name="north", unit="patient", data="", **policy) -> Path:
+def make_hospital(
+    folder: Path, *, name="north", unit="patient", data="", validation_share=0.0, site=None, **policy
+) -> Path:
     """Write `hospital.toml` and, unless `data` names some, 24 patients with one to three pictures each.
 
     Without another `mode` its noise is given, because solving for it takes seconds.
@@ -45,9 +47,9 @@ def make_hospital(folder: Path, *, name="north", unit="patient", data="", **poli
         data = str(write_part(folder / "data" / "images.npz", train=train, classes=CLASSES, unit=unit))
     values = {
         "hospital": {"name": name, "enrolled-patients": ENROLLED},
-        "data": {"path": data},
+        "data": {"path": data, "validation-share": validation_share},
         "policy": {key.replace("_", "-"): value for key, value in policy.items()},
-        "site": {"device": "cpu"},
+        "site": {"device": "cpu", **(site or {})},
     }
     (folder / "hospital.toml").write_text(to_toml(parse(HospitalConfig, values, source="test")))
     return folder / "hospital.toml"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from client.outbox import Outbox, SealedAnswer
 from common.errors import LedgerError
 from common.messages import RoundKey

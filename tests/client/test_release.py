@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from flwr.app import Message, RecordDict
+
 from client.outbox import SealedAnswer
 from client.release import HELLO_WHITE_LIST, Door
 from common import messages
 from common.errors import PrivacyError, RefusalCode
 from common.messages import Envelope, RoundKey
-from flwr.app import Message, RecordDict
 
 
 @pytest.fixture
