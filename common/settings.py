@@ -6,12 +6,13 @@ TOML keys, flags and Flower's run config carry the same kebab-case names (`train
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from common.errors import ConfigError
 
@@ -81,10 +82,10 @@ def to_flat(config: Section) -> dict[str, Scalar]:
 
 def from_flat(kind: type[S], flat: Mapping[str, Any]) -> S:
     """Read Flower's run config, the inverse of `to_flat`; missing keys take their defaults."""
+    lists = {key for key, field in _fields(kind) if get_origin(field.annotation) is tuple}
     nested: dict[str, Any] = {}
     for key, value in flat.items():
-        is_list = isinstance(value, str) and value.startswith("[")
-        _put(nested, key, json.loads(value) if is_list else value)
+        _put(nested, key, _json_list(key, value) if key in lists and isinstance(value, str) else value)
     return parse(kind, nested, source="run config")
 
 
@@ -114,10 +115,21 @@ def _toml_value(text: str) -> Any:
         return text
 
 
+def _json_list(key: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ConfigError(
+            f"run config: {key} = {text[:80]!r} is not a list",
+            why="lists travel as JSON text",
+            fix='write for example ["normal", "pneumonia"]',
+        ) from None
+
+
 def _explain(kind: type[Section], error: ValidationError, source: str) -> ConfigError:
     first = error.errors()[0]
     key = ".".join(_kebab(str(part)) for part in first["loc"]) or "the file"
-    known = sorted(_known_keys(kind))
+    known = sorted(key for key, _ in _fields(kind))
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
         fix = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
@@ -130,13 +142,14 @@ def _explain(kind: type[Section], error: ValidationError, source: str) -> Config
     )
 
 
-def _known_keys(kind: type[BaseModel], prefix: str = "") -> Iterable[str]:
+def _fields(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting by its dotted key."""
     for name, field in kind.model_fields.items():
         key = prefix + _kebab(name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _known_keys(field.annotation, f"{key}.")
+            yield from _fields(field.annotation, f"{key}.")
         else:
-            yield key
+            yield key, field
 
 
 def _meaning(kind: type[BaseModel], location: list[str]) -> str:

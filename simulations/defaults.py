@@ -24,9 +24,9 @@ def recommended(
 def _with_privacy(epsilon: float) -> list[str]:
     """Half of the patients in each of few steps: large batches make the most of the noise.
 
-    A larger budget pays for more rounds. Server momentum and the moving average take noise out of the result.
+    A larger budget pays for more and larger steps. Server momentum and the moving average take noise out.
     """
-    rounds = 60 if epsilon < 2 else 90 if epsilon < 5 else 120
+    rounds, learning_rate = (90, 0.2) if epsilon < 2 else (90, 0.3) if epsilon < 5 else (120, 0.3)
     return [
         f"federation.rounds={rounds}",
         f"privacy.sampling-rate={_SAMPLING_RATE}",
@@ -34,7 +34,7 @@ def _with_privacy(epsilon: float) -> list[str]:
         "privacy.local-steps=1",
         "model.activation=tanh",
         "training.optimizer=sgd",
-        "training.learning-rate=0.3",
+        f"training.learning-rate={learning_rate}",
         "server.optimizer=momentum",
         "server.momentum=0.9",
         "server.ema-decay=0.9",

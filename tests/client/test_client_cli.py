@@ -113,10 +113,3 @@ def test_a_hospital_that_trained_without_privacy_is_told_so(tmp_path, flower_ide
     assert "NO PRIVACY" in invoke("ledger", "show", toml.parent).stdout
     assert not json.loads(invoke("ledger", "show", toml.parent, "--format", "json").stdout)["private"]
     assert invoke("ledger", "verify", toml.parent).exit_code == 0
-
-
-def test_debug_shows_where_it_failed(tmp_path):
-    (tmp_path / "hospital.toml").write_text("[hospital\n")
-    plain, debug = call("ledger", "show", tmp_path), call("check", "--data", "/no/films", "--debug")
-    assert "Traceback" not in plain.stderr
-    assert debug.returncode != 0

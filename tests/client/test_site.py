@@ -125,8 +125,8 @@ def test_errors_are_logged_for_the_owner_alone_with_a_traceback_where_it_helps(t
 
 def test_one_round_at_a_time(toml):
     first, second = site_of(toml), site_of(toml)
-    with first.locked(), (second.state_folder / "site.lock").open() as file:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock = second.state_folder / "site.lock"
+    with first.locked(), lock.open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with second.locked():
-        pass
+        assert lock.exists()
