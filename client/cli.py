@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from client.ledger_commands import ledger_app
-from common.command_line import OutputFormat, make_app, print_table, run_app
+from common.command_line import Output, OutputFormat, make_app, print_table, run_app
 
 app = make_app(
     "A hospital's side of the federation. Exit codes: 0 fine, 1 failed or something was found, "
@@ -32,7 +32,7 @@ def check(
     patient_column: Annotated[str, typer.Option(help="CSV: column of the patient")] = "",
     split_column: Annotated[str, typer.Option(help="CSV: column of train/val/test")] = "",
     cache: Annotated[Path | None, typer.Option(help="keep decoded images in this folder")] = None,
-    format_: Annotated[OutputFormat, typer.Option("--format", help="text or json")] = OutputFormat.TEXT,
+    output: Output = OutputFormat.TEXT,
 ) -> None:
     """Read the images as training would and say what was found; nothing leaves this machine."""
     from client.images.doctor import check_images
@@ -52,7 +52,7 @@ def check(
         classes=None,
         cache_folder=cache,
     )
-    if format_ is OutputFormat.JSON:
+    if output is OutputFormat.JSON:
         rows = [{"check": c, "result": r, "what_to_do": w} for c, r, w in checkup.rows()]
         typer.echo(json.dumps({"usable": checkup.is_usable, "checks": rows}, indent=2, ensure_ascii=False))
     else:
@@ -63,13 +63,13 @@ def check(
 @app.command()
 def models(
     state: Annotated[Path, typer.Argument(help="the hospital's state folder")],
-    format_: Annotated[OutputFormat, typer.Option("--format", help="text or json")] = OutputFormat.TEXT,
+    output: Output = OutputFormat.TEXT,
 ) -> None:
     """List the models that this hospital received, and whether their files are as they came."""
     from client.received_models import received_models
 
     found = received_models(state / "models")
-    if format_ is OutputFormat.JSON:
+    if output is OutputFormat.JSON:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         rows = [(str(m["run_id"]), str(m["model"]), str(m["sha256"])[:16], str(m["state"])) for m in found]

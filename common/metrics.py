@@ -183,7 +183,7 @@ def bootstrap_samples(
 ) -> dict[str, FloatArray]:
     """Each metric in every resample of the units, (resamples,), NaN where undefined.
 
-    The draws depend on the seed, the number of rows and the units only: two models on the same rows are paired.
+    The draws depend on seed, number of rows and units only, so models on the same rows are paired.
     """
     unit_of_row = np.arange(len(targets)) if units is None else np.unique(units, return_inverse=True)[1]
     random = np.random.Generator(np.random.PCG64(seed))

@@ -6,76 +6,40 @@ From the command line: `flower-server --help`.
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from common.errors import ConfigError, FederationError
+from common.command_line import Output, OutputFormat, make_app, run_app
+from common.errors import ConfigError
 
 HELP = """The federation server of hospital-federation.
 
 Not the command of the same name that old releases of Flower had: it belongs to this project and works on its
 run folders. Commands that deploy a federation of real hospitals come with the real-hospital release.
 
-Exit codes: 0 done, 1 it failed (what, why and what to do are printed), 2 wrong usage.
+Exit codes: 0 done, 1 it failed (what, why and what to do are printed), 2 wrong usage or setting.
 """
 
-app = typer.Typer(
-    help=HELP,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
-class Format(StrEnum):
-    """How results are printed."""
-
-    TEXT = "text"
-    JSON = "json"
-
+app = make_app(HELP)
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or the id of a run under runs/.")]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
-Output = Annotated[Format, typer.Option("--format", help="text for people, json for programs.")]
 
 
 def main() -> None:
-    """Entry point: errors of ours are three lines and exit code 1, a traceback only with --debug."""
-    try:
-        app()
-    except (FederationError, OSError) as error:
-        if "--debug" in sys.argv:
-            raise
-        text = str(error) if isinstance(error, FederationError) else f"{error.filename}: {error.strerror}"
-        print(text, file=sys.stderr)
-        raise SystemExit(1) from None
-
-
-@app.callback()
-def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, help="Print the version and end.")
-    ] = False,
-) -> None:
-    if version:
-        from server.small_print import versions
-
-        typer.echo(f"hospital-federation {versions()['hospital-federation']}")
-        raise typer.Exit
+    """Entry point of `flower-server`."""
+    run_app(app)
 
 
 @app.command("list")
-def list_runs(runs: Runs = Path("runs"), output: Output = Format.TEXT) -> None:
+def list_runs(runs: Runs = Path("runs"), output: Output = OutputFormat.TEXT) -> None:
     """List the runs in a folder, newest first."""
-    from server.run_overview import overview_of_runs, table_of_runs
+    from server.reporting.run_overview import overview_of_runs, table_of_runs
 
     overview = overview_of_runs(runs)
-    if output is Format.JSON:
+    if output is OutputFormat.JSON:
         _print_json(overview)
     elif not overview:
         typer.echo(f"no runs in {runs}")
@@ -84,13 +48,13 @@ def list_runs(runs: Runs = Path("runs"), output: Output = Format.TEXT) -> None:
 
 
 @app.command()
-def status(run: Run, runs: Runs = Path("runs"), output: Output = Format.TEXT) -> None:
+def status(run: Run, runs: Runs = Path("runs"), output: Output = OutputFormat.TEXT) -> None:
     """Say how far a run is and what its hospitals did last."""
-    from server.run_overview import overview_of_hospitals, summary_lines, table_of_hospitals
-    from server.run_record import read_run
+    from server.reporting.run_overview import overview_of_hospitals, summary_lines, table_of_hospitals
+    from server.reporting.run_record import read_run
 
     overview = overview_of_hospitals(read_run(_folder(run, runs)))
-    if output is Format.JSON:
+    if output is OutputFormat.JSON:
         _print_json(overview)
     else:
         for line in summary_lines(overview):
@@ -101,7 +65,7 @@ def status(run: Run, runs: Runs = Path("runs"), output: Output = Format.TEXT) ->
 @app.command()
 def report(run: Run, runs: Runs = Path("runs")) -> None:
     """Write report.html, plots and MODEL_CARD.md from what the run folder holds."""
-    from server.report import write_report
+    from server.reporting.report import write_report
 
     typer.echo(write_report(_folder(run, runs)))
 
@@ -113,7 +77,7 @@ def export(
     runs: Runs = Path("runs"),
 ) -> None:
     """Copy the model to another folder: weights, model.json, model card and their hashes."""
-    from server.export import export_model
+    from server.reporting.export import export_model
 
     for path in export_model(_folder(run, runs), out):
         typer.echo(path)
@@ -122,8 +86,8 @@ def export(
 @app.command()
 def stop(run: Run, runs: Runs = Path("runs")) -> None:
     """Ask a run to end when its present round closes."""
-    from server.run_overview import RUNNING, state_of
-    from server.run_record import STOP, read_run
+    from server.reporting.run_overview import RUNNING, state_of
+    from server.reporting.run_record import STOP, read_run
 
     folder = _folder(run, runs)
     record = read_run(folder)

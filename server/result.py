@@ -14,9 +14,9 @@ from common.parameters import parameters_sha256, write_safetensors
 from common.preprocessing import Preprocessing
 from common.privacy.plan import NEIGHBOURING_RELATION
 from server.collection import Status
-from server.model_card import model_card
+from server.reporting.model_card import model_card
+from server.reporting.run_record import read_run
 from server.run_folder import MODEL, MODEL_CARD, MODEL_DESCRIPTION, RESULT, RunFolder
-from server.run_record import read_run
 from server.run_state import RunState
 
 RESULT_SCHEMA = 1

@@ -3,7 +3,6 @@
 From the command line: `flower-simulate --help`.
 """
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.errors import ConfigError, DataError, FederationError, ModelError
+from common.command_line import Output, OutputFormat, make_app, run_app
+from simulations.compare_commands import mount as mount_compare
 from simulations.flags import takes_scenario
 from simulations.scenario import Scenario
 
@@ -28,20 +28,7 @@ flower-simulate run --data images.npz    your own images
 Exit codes: 0 completed, 1 failed, 2 bad configuration or data, 3 stopped, 4 quorum lost, 5 budget exhausted.
 """
 
-app = typer.Typer(
-    help=HELP,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
-class Format(StrEnum):
-    """How results are printed."""
-
-    TEXT = "text"
-    JSON = "json"
+app = make_app(HELP)
 
 
 class Layout(StrEnum):
@@ -52,36 +39,21 @@ class Layout(StrEnum):
     CSV = "csv"
 
 
-Output = Annotated[Format, typer.Option("--format", help="text for people, json (result.json) for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No live table.")]
 
 
 def main() -> None:
-    """Entry point: errors of ours are three lines, a traceback only with --debug."""
+    """Entry point of `flower-simulate`."""
     try:
-        # `--debug` may stand anywhere: nobody wants to learn where.
-        app([argument for argument in sys.argv[1:] if argument != "--debug"])
-    except (FederationError, OSError) as error:
-        if "--debug" in sys.argv:
-            raise
-        text = str(error) if isinstance(error, FederationError) else f"{error.filename}: {error.strerror}"
-        print(text, file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ConfigError | DataError | ModelError) else 1) from None
+        run_app(app)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(3) from None
 
 
-@app.callback()
-def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    """Options of all commands."""
-
-
 @app.command()
 @takes_scenario
-def run(scenario: Scenario, output: Output = Format.TEXT, quiet: Quiet = False) -> None:
+def run(scenario: Scenario, output: Output = OutputFormat.TEXT, quiet: Quiet = False) -> None:
     """Train one model with simulated hospitals and score it on patients that none of them has."""
     from simulations.run import run_scenario
 
@@ -93,7 +65,7 @@ def resume(
     folder: Annotated[
         Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run that has not completed.")
     ],
-    output: Output = Format.TEXT,
+    output: Output = OutputFormat.TEXT,
     quiet: Quiet = False,
 ) -> None:
     """Go on with a run that was stopped or killed, from its newest checkpoint."""
@@ -111,7 +83,7 @@ def data(
     image_size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the images in pixels.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same images.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace generated images there.")] = False,
-    output: Annotated[Format, typer.Option("--format", help="text or json.")] = Format.TEXT,
+    output: Output = OutputFormat.TEXT,
 ) -> None:
     """Write generated chest films: phantoms of nobody, to try everything with."""
     from simulations.generated_data import NOTICE, write_generated_data
@@ -125,41 +97,33 @@ def data(
         seed=seed,
         overwrite=overwrite,
     )
-    if output is Format.JSON:
+    if output is OutputFormat.JSON:
         print(json.dumps({"data": str(path), "layout": layout.value, "notice": NOTICE}))
     else:
         print(f"{NOTICE}\nflower-simulate run --data {path} --partition column:site")
 
 
-def _mount_commands_of_others() -> None:
-    """Take in the commands that have a module of their own, each loaded when it is used."""
-    if importlib.util.find_spec("simulations.compare_commands") is not None:
-        from simulations.compare_commands import mount
-
-        mount(app)
-
-
-def _voice(output: Format) -> Callable[[str], None]:
+def _voice(output: OutputFormat) -> Callable[[str], None]:
     from simulations.run import say_on_stderr
 
-    return say_on_stderr if output is Format.JSON else _say
+    return say_on_stderr if output is OutputFormat.JSON else _say
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _hides_table(output: Format, quiet: bool) -> bool:
-    return quiet or output is Format.JSON
+def _hides_table(output: OutputFormat, quiet: bool) -> bool:
+    return quiet or output is OutputFormat.JSON
 
 
-def _finish(outcome: "Outcome", output: Format) -> None:
-    if output is Format.JSON:
+def _finish(outcome: "Outcome", output: OutputFormat) -> None:
+    if output is OutputFormat.JSON:
         print(json.dumps(outcome.result, indent=2))
     raise SystemExit(int(outcome.exit_code))
 
 
-_mount_commands_of_others()
+mount_compare(app)
 
 if __name__ == "__main__":
     main()

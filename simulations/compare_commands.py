@@ -2,11 +2,11 @@
 
 import json
 import sys
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from common.command_line import Output, OutputFormat
 from common.errors import ConfigError
 from simulations.flags import takes_scenario
 from simulations.scenario import Scenario
@@ -15,13 +15,6 @@ if TYPE_CHECKING:
     from simulations.compare import Comparison
 
 _WIDE = 118
-
-
-class Format(StrEnum):
-    """How the comparison is printed."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 def mount(app: typer.Typer) -> None:
@@ -37,9 +30,7 @@ def compare_ways(
     alone_private: Annotated[
         bool, typer.Option("--alone-private", help="Also every hospital alone under each epsilon.")
     ] = False,
-    output: Annotated[
-        Format, typer.Option("--format", help="text for people, json (comparison.json) for programs.")
-    ] = Format.TEXT,
+    output: Output = OutputFormat.TEXT,
     quiet: Annotated[bool, typer.Option("--quiet", help="No live tables.")] = False,
 ) -> None:
     """Train centrally, each hospital alone, federated, and federated under privacy, on the same split."""
@@ -50,10 +41,10 @@ def compare_ways(
         scenario,
         epsilons=chosen_epsilons(scenario, epsilons),
         alone_private=alone_private,
-        quiet=quiet or output is Format.JSON or not sys.stderr.isatty(),
+        quiet=quiet or output is OutputFormat.JSON or not sys.stderr.isatty(),
         say=say_on_stderr,
     )
-    if output is Format.JSON:
+    if output is OutputFormat.JSON:
         typer.echo(json.dumps(comparison.content, indent=2, ensure_ascii=False))
     else:
         _print(comparison)

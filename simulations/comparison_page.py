@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.files import write_bytes_atomically, write_json_atomically
-from server.model_card import plain
-from server.plot_canvas import Plot, canvas, short
-from server.report_document import document, images
-from server.report_html import Html, duration, figure, interval, quantity, section, table, tag
-from server.report_style import COLOURS
+from server.reporting.canvas import Plot, canvas, short
+from server.reporting.document import document, images
+from server.reporting.html import Html, duration, figure, interval, quantity, section, table, tag
+from server.reporting.model_card import plain
+from server.reporting.style import COLOURS
 from simulations.comparison import SCORES, Row, Trained, Verdict, rows_of, verdicts_of
 
 if TYPE_CHECKING:

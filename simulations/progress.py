@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import FederationError
-from server.round_lines import ClosedRound, Reply, closed_round_of, metric_line, number, reply_of
-from server.run_record import CONFIG, EVALUATION, METRICS, hospital_settings, read_config
+from server.reporting.round_lines import ClosedRound, Reply, closed_round_of, metric_line, number, reply_of
+from server.reporting.run_record import CONFIG, EVALUATION, METRICS, hospital_settings, read_config
 
 _RECENT_ROUNDS = 10
 

@@ -157,7 +157,7 @@ def run_engine(engine: str, config: FederationConfig, *, num_hospitals: int) -> 
 
 def write_report(folder: Path) -> Path:
     """Write report, plots and model card."""
-    from server.report import write_report as write
+    from server.reporting.report import write_report as write
 
     return write(folder)
 
@@ -222,6 +222,8 @@ def config_epsilon() -> float:
 
 def conclusion(folder: Path, result: dict[str, Any], report: Path) -> list[str]:
     """The last lines: scores, hospitals, where everything is."""
+    from server.reporting.html import bound
+
     lines = [f"{result.get('status')} after {result.get('rounds')} rounds"]
     for split in ("validation", "test"):
         scores = result.get(split) or {}
@@ -234,7 +236,9 @@ def conclusion(folder: Path, result: dict[str, Any], report: Path) -> list[str]:
             lines.append(f"{split:<11}{shown[0]}{bounds}, {', '.join(shown[1:])}")
     for hospital in result.get("hospitals", []):
         spent = hospital.get("epsilon")
-        claim = f"epsilon {spent:.3f} at delta {hospital['delta']:.1e}" if spent is not None else "no claim"
+        claim = (
+            f"epsilon {bound(spent, 3)} at delta {hospital['delta']:.1e}" if spent is not None else "no claim"
+        )
         lines.append(f"  {hospital['name']:<24}{hospital.get('rounds', 0):>4} rounds   {claim}")
     if result.get("status") == "stopped":
         lines.append(f"continue with: flower-simulate resume {folder}")

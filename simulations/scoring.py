@@ -170,7 +170,7 @@ def times_of_rounds(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    from server.round_lines import metric_lines
+    from server.reporting.round_lines import metric_lines
 
     return [dict(line) for line in metric_lines(path)]
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.report_html import bound, duration, figure, quantity
-from server.round_lines import ClosedRound
+from server.reporting.html import bound, duration, figure, quantity
+from server.reporting.round_lines import ClosedRound
 from simulations.progress import Progress
 
 if TYPE_CHECKING:

@@ -87,8 +87,8 @@ def test_commands_and_the_server_start_without_torch(module):
 
 def test_every_command_of_the_project_answers_help():
     scripts = importlib.metadata.entry_points(group="console_scripts")
-    ours = {script.name: script for script in scripts if script.dist and script.dist.name == "hospital-federation"}
-    assert set(ours) == {"flower-server", "flower-client", "flower-simulate"}
+    ours = {script.name for script in scripts if script.dist and script.dist.name == "hospital-federation"}
+    assert ours == {"flower-server", "flower-client", "flower-simulate"}
     for name in ours:
         command = [str(Path(sys.executable).with_name(name)), "--help"]
         shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout

@@ -11,6 +11,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
+# Flower uses a name that its library `pathspec` has given up.
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"common", "server", "client"}
 LARGEST = 10 * 2**20

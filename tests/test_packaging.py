@@ -11,7 +11,8 @@ APP = PYPROJECT["tool"]["flwr"]["app"]
 
 
 def flat_run_config():
-    return {f"{section}.{key}": value for section, keys in APP["config"].items() for key, value in keys.items()}
+    sections = APP["config"].items()
+    return {f"{section}.{key}": value for section, keys in sections for key, value in keys.items()}
 
 
 def test_flower_knows_every_setting_so_that_any_can_be_overridden():

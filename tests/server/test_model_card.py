@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from server.model_card import model_card, plain
-from server.run_record import read_run
+from server.reporting.model_card import model_card, plain
+from server.reporting.run_record import read_run
 from tests.run_folders import build_run
 
 PARTS = ["Intended use", "Data", "Training", "Privacy statement", "Results", "Limits", "Where it comes from"]

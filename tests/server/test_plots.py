@@ -9,9 +9,9 @@ from PIL import Image
 
 from common.privacy.accountant import epsilon
 from common.privacy.plan import PrivacyEvent
-from server.plots import draw_plots, write_plots
-from server.run_history import growth, participation_counts, round_seconds
-from server.run_record import read_run
+from server.reporting.plots import draw_plots, write_plots
+from server.reporting.run_history import growth, participation_counts, round_seconds
+from server.reporting.run_record import read_run
 from tests.run_folders import build_run
 
 ALL = ["learning_curves", "roc", "calibration", "confusion", "epsilon", "epsilon_growth"]

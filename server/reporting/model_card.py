@@ -3,10 +3,10 @@
 import string
 from collections.abc import Iterable, Sequence
 
-from server.privacy_statement import PrivacyStatement, privacy_statement
-from server.report_html import bound, date, figure, interval, quantity, tiny_bound
-from server.run_record import RunRecord
-from server.small_print import limits, versions
+from server.reporting.html import bound, date, figure, interval, quantity, tiny_bound
+from server.reporting.privacy_statement import PrivacyStatement, privacy_statement
+from server.reporting.run_record import RunRecord
+from server.reporting.small_print import limits, versions
 
 _PUNCTUATION = frozenset(string.punctuation) - frozenset("-.,:;()/+=%'")
 

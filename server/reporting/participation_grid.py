@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from server.plot_canvas import Plot
-from server.report_document import images
-from server.report_html import Html, section, table, tag
-from server.round_lines import OUTCOMES
-from server.run_history import participation_counts
-from server.run_record import RunRecord
+from server.reporting.canvas import Plot
+from server.reporting.document import images
+from server.reporting.html import Html, section, table, tag
+from server.reporting.round_lines import OUTCOMES
+from server.reporting.run_history import participation_counts
+from server.reporting.run_record import RunRecord
 
 _LETTERS = {"aggregated": "T", "late": "L", "refused": "R", "invalid": "I", "failed": "F"}
 _MEANINGS = {

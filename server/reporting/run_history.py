@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
-from server.round_lines import Reply
-from server.run_record import HospitalSummary, RunRecord
+from server.reporting.round_lines import Reply
+from server.reporting.run_record import HospitalSummary, RunRecord
 
 N = TypeVar("N", int, float)
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.files import write_bytes_atomically
-from server.plot_canvas import Plot, canvas, line_style, short, whole_ticks
-from server.report_html import bound, duration, figure, interval, size
-from server.report_style import COLOURS
-from server.run_history import growth, participation_counts, round_seconds
-from server.run_record import HospitalSummary, RunRecord
+from server.reporting.canvas import Plot, canvas, line_style, short, whole_ticks
+from server.reporting.html import bound, duration, figure, interval, size
+from server.reporting.run_history import growth, participation_counts, round_seconds
+from server.reporting.run_record import HospitalSummary, RunRecord
+from server.reporting.style import COLOURS
 
 _MOST_LINES, _MOST_BARS = 8, 40
 _CURVES = {"auc": "AUC", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1": "F1"}

@@ -4,11 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 
 from common.settings import to_flat
-from server.participation_grid import participation_section
-from server.plot_canvas import Plot
-from server.privacy_statement import PrivacyStatement, privacy_statement
-from server.report_document import document, images
-from server.report_html import (
+from server.reporting.canvas import Plot
+from server.reporting.document import document, images
+from server.reporting.html import (
     Html,
     bound,
     date,
@@ -23,9 +21,11 @@ from server.report_html import (
     tag,
     tiny_bound,
 )
-from server.run_history import round_seconds
-from server.run_record import RunRecord
-from server.small_print import limits, versions
+from server.reporting.participation_grid import participation_section
+from server.reporting.privacy_statement import PrivacyStatement, privacy_statement
+from server.reporting.run_history import round_seconds
+from server.reporting.run_record import RunRecord
+from server.reporting.small_print import limits, versions
 
 _METRICS = {
     "auc": "AUC",

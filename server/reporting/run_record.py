@@ -15,7 +15,7 @@ from typing import Any
 from common.config import FederationConfig
 from common.errors import ConfigError
 from common.settings import parse
-from server.round_lines import ClosedRound, Reply, closed_round_of, metric_lines, number, reply_of
+from server.reporting.round_lines import ClosedRound, Reply, closed_round_of, metric_lines, number, reply_of
 
 CONFIG, RESULT, METRICS, EVALUATION = "config.toml", "result.json", "metrics.jsonl", "evaluation.json"
 STOP = "stop"

@@ -6,7 +6,7 @@ From the command line: `flower-server report runs/<run-id>`.
 from pathlib import Path
 
 from common.files import write_bytes_atomically
-from server.run_record import read_run
+from server.reporting.run_record import read_run
 
 REPORT, MODEL_CARD = "report.html", "MODEL_CARD.md"
 
@@ -17,9 +17,9 @@ def write_report(folder: Path) -> Path:
     Works at any time of a run: what is not known yet is said to be missing. Raises ConfigError when the
     folder is no run.
     """
-    from server.model_card import model_card
-    from server.plots import draw_plots, write_plots
-    from server.report_page import page
+    from server.reporting.model_card import model_card
+    from server.reporting.page import page
+    from server.reporting.plots import draw_plots, write_plots
 
     run = read_run(folder)
     plots = draw_plots(run)

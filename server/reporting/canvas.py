@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from server.report_style import COLOURS
+from server.reporting.style import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,8 @@ composition and trust model, and what is not covered. A run that is not private 
 
 from dataclasses import dataclass
 
-from server.report_html import bound, quantity, tiny_bound
-from server.run_record import RunRecord
+from server.reporting.html import bound, quantity, tiny_bound
+from server.reporting.run_record import RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from pathlib import Path
 from common.errors import CheckpointError
 from common.files import sha256_of_file, write_bytes_atomically
 from common.parameters import parameters_sha256, read_safetensors
-from server.model_card import model_card
-from server.report import MODEL_CARD
-from server.run_record import read_run
+from server.reporting.model_card import model_card
+from server.reporting.report import MODEL_CARD
+from server.reporting.run_record import read_run
 
 WEIGHTS, DESCRIPTION, SUMS = "model.safetensors", "model.json", "SHA256SUMS"
 

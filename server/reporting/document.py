@@ -3,9 +3,9 @@
 import base64
 from collections.abc import Iterable
 
-from server.plot_canvas import Plot
-from server.report_html import Html, tag
-from server.report_style import STYLE
+from server.reporting.canvas import Plot
+from server.reporting.html import Html, tag
+from server.reporting.style import STYLE
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """Content security policy of the page: nothing is loaded and no script runs, whatever a name contains."""

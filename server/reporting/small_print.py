@@ -3,7 +3,7 @@
 import platform
 from importlib import metadata
 
-from server.run_record import RunRecord
+from server.reporting.run_record import RunRecord
 
 PACKAGES = ("hospital-federation", "flwr", "torch", "opacus", "dp-accounting", "numpy")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import FederationError
-from server.report_html import bound, date, duration, figure, quantity
-from server.run_record import CONFIG, RESULT, STOP, UNFINISHED, RunRecord, read_run
+from server.reporting.html import bound, date, duration, figure, quantity
+from server.reporting.run_record import CONFIG, RESULT, STOP, UNFINISHED, RunRecord, read_run
 
 if TYPE_CHECKING:
     from rich.table import Table

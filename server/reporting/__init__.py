@@ -1,0 +1,1 @@
+"""What people and scripts read of a run: the run folder as a record, report, plots, model card, overview."""

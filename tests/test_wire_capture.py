@@ -1,0 +1,197 @@
+"""What really crosses from hospital to server: every byte of a run is caught, parsed and looked through."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from flwr.app import Message
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from google.protobuf.message import Message as AnyProto
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from common import messages
+from common.config import FederationConfig
+from common.messages import Envelope
+from common.parameters import from_record
+from common.preprocessing import Preprocessing
+from common.settings import load
+from simulations.engines.embedded import EmbeddedGrid
+from simulations.engines.serialisation import message_from_bytes
+from simulations.run import Outcome, run_scenario
+from simulations.scenario import make_scenario
+from tests.planted_films import SIZE, film, names_it, write_table
+
+TRAINED = {"east": 131, "west": 147}
+ENROLLED = {"east": 140, "west": 150}
+ROUNDS, RATE = 2, 0.5
+
+HEADERS = {"run_id", "message_id", "src_node_id", "dst_node_id", "reply_to_message_id"}
+HEADERS |= {"group_id", "ttl", "message_type", "created_at"}
+ENVELOPE = {"schema-version", "run-id", "attempt", "round", "model-hash", "task", "encoding", "masked"}
+MAY_LEAVE = {
+    messages.HELLO: {"hospital": {"name", "enrolled-patients", "schema-version", "version"}},
+    messages.TRAIN: {"arrays": None, "metrics": set(messages.METRIC_WHITE_LIST)},
+    messages.CLOSING: {"receipt": {"sha256"}},
+}
+
+
+@dataclass(frozen=True)
+class Capture:
+    outcome: Outcome
+    replies: list[bytes]
+    """As the hospitals wrote them into their pipes, in order of arrival."""
+
+    def parsed(self, message_type: str = "") -> list[Message]:
+        found = [message_from_bytes(content) for content in self.replies]
+        return [m for m in found if not message_type or m.metadata.message_type == message_type]
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory) -> Capture:
+    folder = tmp_path_factory.mktemp("capture")
+    table = write_table(folder / "data", patients=TRAINED)
+    replies: list[bytes] = []
+    take = EmbeddedGrid._on_reply
+
+    def catch(grid, job, content):
+        replies.append(content)
+        take(grid, job, content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setattr(EmbeddedGrid, "_on_reply", catch)
+        flags = {"data": str(table), "partition": "column:site", "image_size": SIZE, "rounds": ROUNDS}
+        flags |= {"epsilon": 0.5, "out": str(folder / "run"), "set": (f"training.learning-rate={RATE}",)}
+        outcome = run_scenario(make_scenario(flags))
+    assert outcome.status == "completed"
+    return Capture(outcome, replies)
+
+
+def unknown_fields(message: AnyProto) -> int:
+    """Fields that the format does not name, at any depth: a place to hide something."""
+    nested = [
+        part
+        for field, value in message.ListFields()
+        if field.message_type
+        for part in _parts(value)
+        if isinstance(part, AnyProto)
+    ]
+    return len(UnknownFieldSet(message)) + sum(unknown_fields(part) for part in nested)
+
+
+def _parts(value):
+    if hasattr(value, "values"):  # a map
+        return list(value.values())
+    return list(value) if hasattr(value, "__len__") else [value]
+
+
+def test_every_message_was_caught(capture):
+    kinds = [message.metadata.message_type for message in capture.parsed()]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        messages.HELLO: 2,
+        messages.TRAIN: 2 * ROUNDS,
+        messages.CLOSING: 2,
+    }
+    arrays = sum(messages.content_bytes(message.content) for message in capture.parsed(messages.TRAIN))
+    assert capture.outcome.result["wire"]["bytes_up"] == arrays
+
+
+def test_exactly_the_white_listed_records_and_keys_leave(capture):
+    for message in capture.parsed():
+        assert not message.has_error()
+        expected = {messages.ENVELOPE: ENVELOPE, **MAY_LEAVE[message.metadata.message_type]}
+        assert set(message.content) == set(expected)
+        for name, keys in expected.items():
+            if keys is not None:
+                assert set(message.content[name]) == keys
+        Envelope.from_record(message.content)
+
+
+def test_the_parsed_message_is_all_there_is(capture):
+    """No field that Flower's format does not know, no header beyond its own, no gap between the two."""
+    for content in capture.replies:
+        proto = ProtoMessage.FromString(content)
+        assert unknown_fields(proto) == 0
+        assert {field.name for field, _ in proto.metadata.ListFields()} <= HEADERS
+        assert proto.ByteSize() == len(content)
+        assert proto.metadata.group_id in ("", *map(str, range(1, ROUNDS + 1)), "hello", "closing")
+        assert re.fullmatch(r"[0-9a-f-]*", proto.metadata.message_id)
+
+
+def test_a_field_hidden_in_a_message_would_be_seen(capture):
+    hidden = ProtoMessage.FromString(capture.replies[0])
+    hidden.metadata.MergeFromString(b"\xfa\x7f\x06secret")  # field 2047
+    assert unknown_fields(hidden) == 1
+
+
+def scalars(message: Message):
+    for record in message.content.values():
+        for key, value in record.items():
+            if isinstance(value, bool | int | float | str):
+                yield key, value
+
+
+def test_no_number_of_true_patients_or_images_leaves(capture):
+    """13, 14 or 150 may be a round or an enrolled count; the true 131 and 147 are in no scalar."""
+    enrolled = set()
+    for message in capture.parsed():
+        for key, value in scalars(message):
+            assert value not in TRAINED.values(), key
+            if key in ("num-examples", "enrolled-patients"):
+                enrolled.add(value)
+            if key == "delta":
+                assert value in {1 / (10 * n) for n in ENROLLED.values()}
+    assert enrolled == set(ENROLLED.values())
+
+
+def test_no_name_leaves(capture):
+    assert not any(names_it(content) for content in capture.replies)
+    for content in capture.replies:
+        assert b"/data" not in content
+        assert b".png" not in content
+
+
+def test_no_picture_leaves(capture):
+    """Neither a row of a picture's bytes nor of its standardised pixels is in any message."""
+    together = b"\0".join(capture.replies)
+    preprocessing = Preprocessing(image_size=SIZE, channels=1)
+    stack = np.stack([film(number, label=label) for number in range(1, 401) for label in (0, 1)])[:, None]
+    standardised = preprocessing.standardise(stack)
+    for row in (3, 14, 25):
+        for pixels, floats in zip(stack[:, 0, row], standardised[:, 0, row], strict=True):
+            assert pixels[:8].tobytes() not in together
+            assert floats[:4].tobytes() not in together
+
+
+def test_the_noise_in_the_bytes_is_the_noise_that_is_claimed(capture):
+    """One step of SGD moves a weight by at most rate * C * noise / (q n), of the enrolled n, plus a little.
+
+    The spread is measured robustly (median absolute deviation), because the signal sits in few weights.
+    """
+    config = load(FederationConfig, capture.outcome.folder / "config.toml")
+    knobs = config.privacy
+    assert (knobs.local_steps, config.training.learning_rate_schedule) == (1, "cosine")
+    updates = capture.parsed(messages.TRAIN)
+    for message in updates:
+        metrics = messages.metrics_of(message.content)
+        round_number = message.content["envelope"]["round"]
+        rate = RATE * 0.5 * (1 + np.cos(np.pi * (round_number - 1) / ROUNDS))
+        claimed = rate * metrics["noise-multiplier"] * knobs.l2_clip_norm
+        claimed /= knobs.sampling_rate * metrics["num-examples"]
+        template = {name: array.shape for name, array in message.content["arrays"].items()}
+        delta = from_record(message.content["arrays"], {n: tuple(s) for n, s in template.items()})
+        values = np.concatenate([array.ravel() for array in delta.values()])
+        assert len(values) > 10_000
+        assert 1.4826 * np.median(np.abs(values)) == pytest.approx(claimed, rel=0.035)
+
+
+def test_no_two_updates_share_their_noise(capture):
+    arrays = [
+        b"".join(array.data for array in message.content["arrays"].values())
+        for message in capture.parsed(messages.TRAIN)
+    ]
+    values = [np.frombuffer(content[-4 * 512 :], "<f4") for content in arrays]
+    for i, one in enumerate(values):
+        for other in values[i + 1 :]:
+            assert abs(np.corrcoef(one, other)[0, 1]) < 0.35
