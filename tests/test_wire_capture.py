@@ -173,9 +173,9 @@ def weights_in(message: Message) -> np.ndarray:
 
 
 def test_the_noise_in_the_bytes_is_the_noise_that_is_claimed(capture):
-    """The spread of one SGD step's update is rate * C * sigma / (q n) with the enrolled n, hardly more.
+    """The spread of one SGD step's update is rate * C * sigma / (q n) with the enrolled n.
 
-    Measured by the median, because what patients contribute sits in few weights.
+    What patients add to it is far below the 3 %; the estimate's own error is 0.6 %.
     """
     config = load(FederationConfig, capture.outcome.folder / "config.toml")
     knobs = config.privacy
@@ -186,7 +186,7 @@ def test_the_noise_in_the_bytes_is_the_noise_that_is_claimed(capture):
         claimed /= knobs.sampling_rate * metrics["num-examples"]
         values = weights_in(message)
         assert len(values) > 10_000
-        assert 1.4826 * np.median(np.abs(values)) == pytest.approx(claimed, rel=0.035)
+        assert values.std() == pytest.approx(claimed, rel=0.03)
 
 
 def test_no_two_updates_share_their_noise(capture):

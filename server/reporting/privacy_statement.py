@@ -102,8 +102,9 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         ),
         (
             "Composition",
-            "each hospital's epsilon is what its ledger computes for its worst-off patient, earlier runs on "
-            "the same patients included; hospitals hold different patients, so their epsilons do not add up",
+            f"each epsilon covers all rounds of this run for the worst-off {run.unit}; what earlier runs on the "
+            "same ones cost stands in the hospital's own ledger, which keeps the total within its budget and "
+            "tells nobody; hospitals hold different patients, so their epsilons do not add up",
         ),
         (
             "Trust",

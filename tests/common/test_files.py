@@ -2,6 +2,7 @@ import json
 import os
 import resource
 import stat
+from contextlib import contextmanager
 
 import pytest
 
@@ -15,13 +16,18 @@ from common.files import (
 )
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
-    """No file may grow beyond 100 bytes: a disk that fills up in the middle of a write."""
+    """No file may grow beyond 100 bytes: a disk that fills up in the middle of a write.
+
+    Not a fixture: the test runner writes its own output, often to a file, before a fixture ends.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_file_is_written_with_its_mode_and_missing_folders(tmp_path):
@@ -31,10 +37,10 @@ def test_a_file_is_written_with_its_mode_and_missing_folders(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, small_files):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     write_bytes_atomically(path, b"old")
-    with pytest.raises(OSError, match="File too large"):
+    with small_files(), pytest.raises(OSError, match="File too large"):
         write_bytes_atomically(path, bytes(1000))
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
@@ -56,10 +62,10 @@ def test_lines_are_appended_whole(tmp_path):
     assert path.read_text() == "one\ntwo\n"
 
 
-def test_a_line_that_does_not_fit_is_an_error_not_a_silent_half(tmp_path, small_files):
+def test_a_line_that_does_not_fit_is_an_error_not_a_silent_half(tmp_path):
     path = tmp_path / "lines"
     append_line(path, "x" * 60)
-    with pytest.raises(OSError, match="in part"):
+    with small_files(), pytest.raises(OSError, match="in part"):
         append_line(path, "y" * 60)
 
 
