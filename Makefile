@@ -21,7 +21,7 @@ $(READY): pyproject.toml
 	touch $@
 
 demo: $(READY) ## five hospitals with generated X-rays train one model under differential privacy (needs no data)
-	$(BIN)/flower-simulate run
+	$(BIN)/flower-simulate run --rounds 30
 
 test: $(READY) ## the fast tests
 	$(BIN)/python -m pytest -q -m 'not faults and not audit'
@@ -33,7 +33,7 @@ audit: $(READY) ## long privacy audits
 	$(BIN)/python -m pytest -q -m audit
 
 bench: $(READY) ## measure speed, interleaved with the alternatives
-	$(BIN)/python -m simulations.bench
+	$(BIN)/flower-simulate bench
 
 lint: $(READY) ## style
 	$(BIN)/ruff check .
