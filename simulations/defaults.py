@@ -9,7 +9,7 @@ import math
 DEFAULT_MODEL = "cnn-small"
 _SAMPLING_RATE = 0.5
 _BATCH_SIZE = 64
-_EPOCHS = 15
+_EPOCHS = 25
 
 
 def recommended(

@@ -124,7 +124,7 @@ def test_killed_run_is_interrupted_and_a_locked_one_running(tmp_path, locked):
 def test_stop_leaves_the_file_in_a_running_run_only(tmp_path, locked):
     folder = build_run(tmp_path / "run")
     refused = flower_server("stop", folder)
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "is not going on" in refused.stderr
     assert not (folder / "stop").exists()
     locked(folder)
@@ -171,7 +171,7 @@ def test_export_refuses_altered_weights_and_a_run_without_a_model(run_with_model
 
 def test_errors_are_three_lines_and_a_traceback_only_with_debug(tmp_path):
     plain = flower_server("report", tmp_path)
-    assert plain.returncode == 1
+    assert plain.returncode == 2
     assert len(plain.stderr.strip().splitlines()) == 3
     assert "Traceback" not in plain.stderr
     assert "Traceback" in flower_server("--debug", "report", tmp_path).stderr
