@@ -7,7 +7,7 @@ from flwr.app import Context, Message
 
 from client.site import Site, open_site
 from common import messages
-from common.errors import FederationError, Refusal, RefusalCode
+from common.errors import FederationError, Refusal, RefusalCode, WireError
 from common.messages import Envelope, RoundKey
 
 Handler = Callable[[Site, Message, Envelope], Message]
@@ -18,6 +18,8 @@ def answered(handler: Handler, request: Message, context: Context) -> Message:
     """Let `handler` answer; turn whatever goes wrong into a refusal and keep the details here."""
     site, envelope = None, _UNKNOWN
     try:
+        with contextlib.suppress(WireError):
+            envelope = Envelope.from_record(request.content)
         site = open_site(context)
         envelope = Envelope.from_record(request.content)
         return handler(site, request, envelope)

@@ -36,7 +36,7 @@ def check(
 ) -> None:
     """Read the images as training would and say what was found; nothing leaves this machine."""
     from client.images.doctor import check_images
-    from common.config import DataConfig
+    from common.hospital_config import DataConfig
     from common.preprocessing import Preprocessing
 
     checkup = check_images(

@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, Message
 from client.site import Site
 from common import messages
 from common.config import ModelSpec
-from common.errors import ConfigError, WireError
+from common.errors import ConfigError, PolicyError, WireError
 from common.files import write_bytes_atomically, write_manifest
 from common.messages import Envelope
 from common.models.registry import parameter_template
@@ -19,6 +19,12 @@ _LARGEST_TEXT = 1_000_000
 
 def keep_model(site: Site, request: Message, envelope: Envelope) -> Message:
     """Check the model against its own description and hash, store it under `models/<run>`, send a receipt."""
+    run_id = envelope.key.run_id
+    if not any(charge.key.run_id == run_id for charge in site.ledger.charges()):
+        raise PolicyError(
+            "a model of a run in which this hospital did not train is not kept",
+            why="anybody who reaches the hospital could otherwise fill its disk or replace its models",
+        )
     record = request.content.get(messages.MODEL)
     if not isinstance(record, ConfigRecord):
         raise WireError("the closing message describes no model")
@@ -28,7 +34,7 @@ def keep_model(site: Site, request: Message, envelope: Envelope) -> Message:
     weights = from_record(messages.arrays_of(request.content), parameter_template(_spec(description)))
     if not announced == envelope.key.model_hash == parameters_sha256(weights):
         raise WireError("the final model does not have the hash that was announced")
-    folder = site.models_folder / _safe_name(envelope.key.run_id)
+    folder = site.models_folder / run_id
     write_safetensors(folder / "model.safetensors", weights, mode=0o600)
     write_bytes_atomically(folder / "model.json", description.encode(), mode=0o600)
     write_bytes_atomically(folder / "MODEL_CARD.md", card.encode(), mode=0o600)
@@ -41,9 +47,3 @@ def _spec(description: str) -> ModelSpec:
         return parse(ModelSpec, json.loads(description)["spec"], source="model.json")
     except (ValueError, KeyError, TypeError, ConfigError):
         raise WireError("the model's description names no model that this side knows") from None
-
-
-def _safe_name(run_id: str) -> str:
-    if not run_id or not all(c.isalnum() or c in "._-" for c in run_id) or run_id.startswith("."):
-        raise WireError("the run id cannot be used as a folder name")
-    return run_id

@@ -6,9 +6,9 @@ import numpy as np
 
 from client.images.parts import write_part
 from client.images.phantoms import CLASSES, hospital_phantoms
-from common.config import DataConfig, HospitalConfig, HospitalSection
 from common.examples import Examples
 from common.files import write_bytes_atomically
+from common.hospital_config import DataConfig, HospitalConfig, HospitalSection, SiteConfig
 from common.settings import to_toml
 
 PATIENTS = 300
@@ -28,7 +28,8 @@ def write_generated_hospital(folder: Path, *, number: int, seed: int) -> Path:
     part = write_part(folder / "data" / "phantoms.npz", train=train, classes=CLASSES, unit="patient")
     config = HospitalConfig(
         hospital=HospitalSection(name=f"hospital-{number + 1}", enrolled_patients=PATIENTS),
-        data=DataConfig(path=str(part)),
+        data=DataConfig(path=str(part), classes=CLASSES),
+        site=SiteConfig(ledger="ledger"),
     )
     toml = folder / "hospital.toml"
     write_bytes_atomically(toml, to_toml(config).encode(), mode=0o600)

@@ -79,12 +79,12 @@ def _locate(where: Path) -> tuple[Path, float | None]:
     """The ledger's folder and the hospital's delta, if its configuration is at hand."""
     if (where / "ledger.sqlite").exists() or (where.is_dir() and not (where / "hospital.toml").exists()):
         return where, None
-    from common.config import HospitalConfig
+    from common.hospital_config import HospitalConfig
     from common.settings import load
 
     file = where / "hospital.toml" if where.is_dir() else where
     config = load(HospitalConfig, file)
-    return file.parent / (config.site.ledger or "ledger"), config.delta
+    return config.ledger_folder(file.parent), config.delta
 
 
 def _last_delta(ledger: "Ledger") -> float:

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from common.errors import LedgerError
@@ -54,11 +54,8 @@ class Outbox:
         path = self._path(key)
         if not path.is_file():
             return None
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata()
-            delta = {name: file.get_tensor(name) for name in json.loads(metadata["order"])}
-        answer = SealedAnswer(delta=delta, metrics=json.loads(metadata["metrics"]))
-        if answer.sha256 != metadata["sha256"]:
+        answer = _read(path)
+        if answer is None:
             raise LedgerError(
                 f"the sealed answer of round {key.round_number} was altered on disk",
                 fix="restore the state folder from a backup; the round is charged and is not trained again",
@@ -78,3 +75,15 @@ class Outbox:
         for path in self._folder.glob(f"{self._run_prefix(key)}-*.safetensors"):
             if int(path.name.split("-")[1]) <= key.round_number - _KEPT_ROUNDS:
                 path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> SealedAnswer | None:
+    """The answer in a file, None when it is not as it was written."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata()
+            delta = {name: file.get_tensor(name) for name in json.loads(metadata["order"])}
+        answer = SealedAnswer(delta=delta, metrics=json.loads(metadata["metrics"]))
+    except (SafetensorError, ValueError, KeyError, TypeError):
+        return None
+    return answer if answer.sha256 == metadata["sha256"] else None

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from common.config import HospitalConfig, PrivacyKnobs, PublicPlan
+from common.config import PrivacyKnobs, PublicPlan
 from common.errors import BudgetError, PolicyError, Refusal, RefusalCode
+from common.hospital_config import HospitalConfig
 from common.privacy.accountant import affordable_steps, epsilon, fits, solve_noise_multiplier
 from common.privacy.plan import PrivacyEvent, PrivacyPlan, Unit
 
@@ -30,6 +31,8 @@ class TrainingRequest:
     """Sampling and noise come from a seed that others know: the run claims no privacy."""
     unit: Unit
     """Who is protected with the hospital's data: images where it knows no patients."""
+    image_size: int
+    classes: tuple[str, ...]
 
     @classmethod
     def of(cls, plan: PublicPlan, *, round_number: int, unit: Unit) -> Self:
@@ -41,6 +44,8 @@ class TrainingRequest:
             private=plan.federation.private,
             reproducible=plan.federation.reproducible,
             unit=unit,
+            image_size=plan.data.image_size,
+            classes=plan.data.classes,
         )
 
     @property
@@ -54,16 +59,14 @@ def agree(
     request: TrainingRequest,
     *,
     histories: Histories,
-    num_units: int,
     earlier_noise_multiplier: float | None = None,
 ) -> PrivacyPlan | None:
     """The plan of this round, or None for training without privacy that the policy allows.
 
-    `histories` are what the patients have behind them (`Ledger.histories`), `num_units` how many there really
-    are (private), `earlier_noise_multiplier` the noise of this run's earlier rounds, which is kept.
-    Raises PolicyError, BudgetError, or Refusal(NOT_PRIVATE).
+    `histories` are what the patients have behind them (`Ledger.histories`), `earlier_noise_multiplier` is the
+    noise of this run's earlier rounds, which stays. Raises PolicyError, BudgetError, Refusal(NOT_PRIVATE).
     """
-    _require_allowed(config, request, num_units)
+    require_allowed(config, request)
     if not request.private:
         return None
     noise_multiplier = _noise_multiplier(config, request, histories, earlier_noise_multiplier)
@@ -99,7 +102,11 @@ def affordable_rounds(config: HospitalConfig, plan: PrivacyPlan, histories: Hist
     return steps // plan.steps
 
 
-def _require_allowed(config: HospitalConfig, request: TrainingRequest, num_units: int) -> None:
+def require_allowed(config: HospitalConfig, request: TrainingRequest) -> None:
+    """Refuse what the policy never allows, before any image is touched: only public numbers decide.
+
+    Raises PolicyError, or Refusal(NOT_PRIVATE). Whoever sees the answer learns nothing about patients.
+    """
     policy, knobs = config.policy, request.knobs
     if not (request.private and not request.reproducible) and not policy.allow_non_private:
         kind = "without privacy" if not request.private else "with noise that others can recompute"
@@ -109,10 +116,10 @@ def _require_allowed(config: HospitalConfig, request: TrainingRequest, num_units
             why="policy.allow-non-private is false",
             fix="take part in private runs, or set policy.allow-non-private = true for data that need none",
         )
-    fewest = min(config.hospital.enrolled_patients, num_units)
-    if fewest < policy.minimum_patients:
+    enrolled = config.hospital.enrolled_patients
+    if enrolled < policy.minimum_patients:
         raise PolicyError(
-            f"{fewest} patients are fewer than policy.minimum-patients = {policy.minimum_patients}",
+            f"{enrolled} enrolled patients, and policy.minimum-patients is {policy.minimum_patients}",
             fix="take part with more patients, or lower that setting",
         )
     if not 1 <= request.round_number <= request.rounds:
@@ -120,7 +127,9 @@ def _require_allowed(config: HospitalConfig, request: TrainingRequest, num_units
     ceilings = {
         "maximum-rounds": (request.rounds, policy.maximum_rounds),
         "maximum-local-steps": (knobs.local_steps, policy.maximum_local_steps),
+        "maximum-steps": (request.rounds * knobs.local_steps, policy.maximum_steps),
         "maximum-clip-norm": (knobs.l2_clip_norm, policy.maximum_clip_norm),
+        "maximum-image-size": (request.image_size, policy.maximum_image_size),
     }
     for setting, (asked, ceiling) in ceilings.items():
         if asked > ceiling:
@@ -128,6 +137,12 @@ def _require_allowed(config: HospitalConfig, request: TrainingRequest, num_units
                 f"the server asks for {asked:g}, above policy.{setting} = {ceiling:g}",
                 fix="agree on other settings with the federation, or raise the ceiling",
             )
+    if config.data.classes and request.classes != config.data.classes:
+        raise PolicyError(
+            "the run has other classes than this hospital's data.classes",
+            why="a server that may choose them could ask about labels one by one",
+            fix="agree on the classes with the federation and write them into data.classes",
+        )
 
 
 def _noise_multiplier(

@@ -4,6 +4,7 @@ Guarantee: a round key is charged before anything is trained and answered with o
 anywhere, the hospital either sends the sealed bytes again or trains on the charge that already stands.
 """
 
+import math
 import time
 
 from flwr.app import Message
@@ -12,7 +13,7 @@ from client.device import resolve_device
 from client.images.dataset import HospitalImages
 from client.ledger_records import Charge
 from client.outbox import SealedAnswer
-from client.policy import TrainingRequest, agree, planned
+from client.policy import TrainingRequest, agree, planned, require_allowed
 from client.private_training import train_privately
 from client.site import Site
 from client.training import TrainingResult, train
@@ -23,26 +24,27 @@ from common.messages import Envelope, RoundKey
 from common.models.registry import build_model, load_parameters, parameter_template
 from common.parameters import Parameters, difference, from_record, parameters_sha256
 from common.preprocessing import Preprocessing
-from common.privacy.plan import PrivacyPlan
+from common.privacy.plan import PrivacyPlan, Unit
 from common.privacy.randomness import RandomnessSource, ReproducibleRandomness, SecureRandomness
 from common.tasks import make_task
 
 
 def train_round(site: Site, request: Message, envelope: Envelope) -> Message:
     """Answer a training request. Raises FederationError where the hospital refuses."""
-    key = envelope.key
+    key, deadline = envelope.key, _deadline(site, request)
     with site.locked():
         # 1. The same question gets the same bytes.
         sealed = site.outbox.find(key)
         if sealed is None:
-            # 2. Check what arrived and what is here.
+            # 2. Refuse what the policy never allows; check what arrived and what is here.
             plan = messages.plan_from_record(request.content)
-            weights = _checked_weights(request, envelope, plan)
+            require_allowed(site.config, _asked(plan, key, unit=plan.data.unit))
+            weights = _checked_weights(request, envelope, plan, deadline=deadline)
             images = _checked_images(site, plan)
             # 3. Agree under the hospital's policy; charge the ledger and wait for the disk.
             privacy, charge = _charged(site, key, plan, images)
             # 4. Train, form the difference, seal it.
-            result = _trained(site, key, plan, privacy, images, weights, deadline=_deadline(request))
+            result = _trained(site, key, plan, privacy, images, weights, deadline=deadline)
             sealed = _formed(site, plan, charge, result, weights)
             site.outbox.seal(key, sealed)
         site.ledger.mark_sealed(key, sealed.sha256)
@@ -50,8 +52,10 @@ def train_round(site: Site, request: Message, envelope: Envelope) -> Message:
     return site.door.update(request, envelope, sealed)
 
 
-def _checked_weights(request: Message, envelope: Envelope, plan: PublicPlan) -> Parameters:
-    if time.time() > _deadline(request):
+def _checked_weights(
+    request: Message, envelope: Envelope, plan: PublicPlan, *, deadline: float
+) -> Parameters:
+    if time.time() > deadline:
         raise Refusal(RefusalCode.LATE, "the round's deadline passed before it arrived")
     if envelope.encoding != messages.ENCODING_FLOAT32 or envelope.masked or envelope.task != plan.data.task:
         raise WireError("the message asks for an encoding or task that this release does not have")
@@ -78,7 +82,7 @@ def _charged(
 ) -> tuple[PrivacyPlan | None, Charge]:
     """Agree on this round's plan and charge it; a charge that already stands is trained on, not repeated."""
     config, ledger = site.config, site.ledger
-    asked = TrainingRequest.of(plan, round_number=key.round_number, unit=images.unit)
+    asked = _asked(plan, key, unit=images.unit)
     cohort = ledger.cohort(images.train.unit_ids)
     standing = ledger.find(key)
     if standing is not None and standing.sealed_sha256 is not None:
@@ -90,13 +94,19 @@ def _charged(
         )
     if standing is not None and standing.event is not None:
         privacy: PrivacyPlan | None = planned(config, asked, standing.event.noise_multiplier)
+        if privacy is not None and privacy.digest() != standing.plan_digest:
+            raise Refusal(
+                RefusalCode.CONFLICT,
+                f"round {key.round_number} was charged for another plan",
+                why="what is trained on a charge must be what the ledger says",
+                fix="let the server open a new attempt, which is charged",
+            )
     else:
         rehearsed = None if plan.claims_privacy else key.run_id
         privacy = agree(
             config,
             asked,
             histories=ledger.histories(cohort, rehearsed_run=rehearsed),
-            num_units=images.train.num_units,
             earlier_noise_multiplier=ledger.noise_multiplier_of(key.run_id),
         )
     charge = ledger.charge(
@@ -178,6 +188,12 @@ def _formed(
     return SealedAnswer(delta=difference(result.parameters, weights), metrics=metrics)
 
 
-def _deadline(request: Message) -> float:
-    """Unix seconds after which an answer is worth nothing."""
-    return request.metadata.created_at + request.metadata.ttl
+def _asked(plan: PublicPlan, key: RoundKey, *, unit: Unit) -> TrainingRequest:
+    return TrainingRequest.of(plan, round_number=key.round_number, unit=unit)
+
+
+def _deadline(site: Site, request: Message) -> float:
+    """Unix seconds after which an answer is worth nothing; never beyond the policy's ceiling."""
+    asked = request.metadata.created_at + request.metadata.ttl
+    latest = time.time() + site.config.policy.maximum_round_s
+    return min(asked, latest) if math.isfinite(asked) else latest

@@ -18,8 +18,9 @@ from client.ledger import Ledger
 from client.outbox import Outbox
 from client.release import Door
 from client.site_lock import site_lock
-from common.config import HospitalConfig, PublicPlan
+from common.config import PublicPlan
 from common.errors import ConfigError
+from common.hospital_config import HospitalConfig
 from common.preprocessing import Preprocessing
 from common.settings import load
 
@@ -33,10 +34,10 @@ class Site:
         self.state_folder = self._folder(config.site.state, "state")
         self.cache_folder = self._folder(config.site.cache, "cache")
         self.models_folder = self.state_folder / "models"
-        self.ledger = Ledger.open(self._folder(config.site.ledger, "ledger"))
+        self.ledger = Ledger.open(config.ledger_folder(folder))
         self.outbox = Outbox(self.state_folder / "outbox")
         self.door = Door(self.state_folder / "audit.jsonl")
-        self._images: dict[tuple[object, ...], HospitalImages] = {}
+        self._images: tuple[object, HospitalImages] | None = None
 
     @property
     def name(self) -> str:
@@ -51,15 +52,17 @@ class Site:
         """The hospital's images as the plan wants them, read and decoded once per process."""
         preprocessing = Preprocessing(image_size=plan.data.image_size, channels=plan.data.channels)
         wanted = (preprocessing, plan.data.classes)
-        if wanted not in self._images:
-            self._images[wanted] = read_hospital_images(
+        if self._images is None or self._images[0] != wanted:
+            self._images = None  # never two sets in memory, whatever a server asks for
+            read = read_hospital_images(
                 self.config.data,
                 preprocessing=preprocessing,
                 classes=plan.data.classes,
                 cache_folder=self.cache_folder,
                 split_key=hmac.new(self.ledger.site_key, b"train or validation", hashlib.sha256).digest(),
             )
-        return self._images[wanted]
+            self._images = (wanted, read)
+        return self._images[1]
 
     def log_locally(self, error: BaseException) -> None:
         """Write an error to the hospital's own log; it may name files and never leaves."""

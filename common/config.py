@@ -1,4 +1,4 @@
-"""The two configurations: one of the federation, one of a hospital (read by `common.settings`)."""
+"""The federation's configuration: the public plan and what only the server needs (read by `common.settings`)."""
 
 from typing import Literal, Self
 
@@ -27,7 +27,7 @@ class DataContract(Section):
 
     task: Literal["classification"] = "classification"
     """Kind of target."""
-    classes: tuple[str, ...] = ("negative", "positive")
+    classes: tuple[str, ...] = Field(default=("negative", "positive"), max_length=1000)
     """Class names in label order; for two classes the last one is the finding."""
     image_size: int = Field(default=28, ge=8, le=2048)
     """Side of the square image in pixels."""
@@ -80,7 +80,7 @@ class PrivacyKnobs(Section):
     """Bound C on the norm of one patient's summed gradient."""
     local_steps: int = Field(default=1, ge=1, le=10_000)
     """Optimiser steps in a hospital per round (also without privacy)."""
-    max_images_per_patient: int = Field(default=4, ge=1)
+    max_images_per_patient: int = Field(default=4, ge=1, le=64)
     """At most this many images of a patient enter one step (K)."""
     minimum_noise_multiplier: float = Field(default=0.0, ge=0)
     """The server may ask for more noise than a hospital's policy, never for less."""
@@ -105,10 +105,12 @@ class ServerSection(Section):
     """Seconds to wait for the quorum before the run ends as `quorum-lost`."""
     deadline_s: float = Field(default=3600.0, gt=0)
     """Seconds a hospital has for one round."""
-    keep_checkpoints: int = Field(default=3, ge=2)
-    """Newest checkpoints that are kept."""
+    keep_checkpoints: int = Field(default=3, ge=2, le=4)
+    """Newest checkpoints that are kept; hospitals keep their sealed answers of four rounds."""
     update_norm_factor: float = Field(default=10.0, gt=1)
     """An update whose norm exceeds the plan's bound by this factor is refused."""
+    maximum_noise_multiplier: float = Field(default=1000.0, gt=0)
+    """An update that states more noise is refused: the bound on its norm grows with the noise."""
 
     @model_validator(mode="after")
     def _ema_exists(self) -> Self:
@@ -187,99 +189,3 @@ class ModelSpec(Section):
     """Side of the square input in pixels."""
     num_outputs: int = Field(ge=1)
     """Width of the last layer."""
-
-
-class HospitalSection(Section):
-    """Who this hospital is."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """Name on the federation's roster: letters, digits, dot, dash, underscore."""
-    enrolled_patients: int = Field(ge=1)
-    """The one public, rounded count: divisor, weight and delta use only this."""
-
-
-class DataConfig(Section):
-    """Where the images are and how to read them; never leaves the hospital."""
-
-    path: str
-    """A `.npz`, a folder `split/class/*` or `class/*`, or a CSV manifest."""
-    path_column: str = ""
-    """CSV: column of the image file; empty finds it by its name."""
-    path_root: str = ""
-    """CSV: folder that the image paths start from; empty is the CSV's own."""
-    label_column: str = ""
-    """CSV: column of the label; empty finds it by its name."""
-    patient_column: str = ""
-    """CSV: column of the patient; empty finds it by its name, and without one every image is its own unit."""
-    split_column: str = ""
-    """CSV: column of train/val/test; empty finds it by its name."""
-    validation_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of patients kept from training where the data name no split; decided by a keyed hash."""
-    max_pixels: int = Field(default=50_000_000, ge=1)
-    """Larger images are skipped before decoding (decompression bombs)."""
-    max_skipped_share: float = Field(default=0.05, ge=0, le=1)
-    """Above this share of unusable images the hospital stops."""
-
-
-class PolicyConfig(Section):
-    """The hospital's own privacy policy; what a server asks can only be stricter."""
-
-    mode: Literal["solve", "fixed"] = "solve"
-    """`solve`: noise from what this run may spend. `fixed`: noise given, leave when no round fits."""
-    epsilon: float = Field(default=8.0, gt=0)
-    """Budget of the worst-off patient over everything ever trained here."""
-    delta: float | None = Field(default=None, gt=0, lt=1)
-    """Delta of the budget; without it 1 / (10 * enrolled patients)."""
-    noise_multiplier: float | None = Field(default=None, gt=0)
-    """Noise for mode `fixed`."""
-    minimum_noise_multiplier: float = Field(default=0.3, gt=0)
-    """Floor: less noise is never used."""
-    maximum_noise_multiplier: float = Field(default=500.0, gt=0)
-    """Ceiling: a plan that needs more is refused, it would only train on noise."""
-    maximum_clip_norm: float = Field(default=100.0, gt=0)
-    """Ceiling for the server's clipping norm."""
-    maximum_rounds: int = Field(default=10_000, ge=1)
-    """Ceiling for the rounds of one run."""
-    maximum_local_steps: int = Field(default=1_000, ge=1)
-    """Ceiling for the steps of one round."""
-    minimum_patients: int = Field(default=2, ge=1)
-    """With fewer patients the hospital does not train."""
-    allow_non_private: bool = False
-    """Take part in runs without differential privacy."""
-
-    @model_validator(mode="after")
-    def _fixed_names_its_noise(self) -> Self:
-        if self.mode == "fixed" and self.noise_multiplier is None:
-            raise ValueError("mode = 'fixed' needs noise-multiplier, for example 1.2")
-        if self.minimum_noise_multiplier > self.maximum_noise_multiplier:
-            raise ValueError("minimum-noise-multiplier is above maximum-noise-multiplier")
-        return self
-
-
-class SiteConfig(Section):
-    """Folders and hardware of the hospital's machine."""
-
-    ledger: str = ""
-    """Folder of the privacy ledger, one for all studies of the site; empty is `ledger` beside this file."""
-    cache: str = ""
-    """Folder for decoded images, readable by its owner only; empty is `cache` beside this file."""
-    state: str = ""
-    """Folder of sealed answers and received models; empty is `state` beside this file."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """auto, cpu or cuda:N."""
-    threads: int = Field(default=0, ge=0)
-    """Threads of one training process; 0 leaves the choice to the engine."""
-
-
-class HospitalConfig(Section):
-    """A hospital's TOML file: identity, data, policy, site."""
-
-    hospital: HospitalSection
-    data: DataConfig
-    policy: PolicyConfig = PolicyConfig()
-    site: SiteConfig = SiteConfig()
-
-    @property
-    def delta(self) -> float:
-        """Delta of the budget, by default 1 / (10 n) for the enrolled n."""
-        return self.policy.delta or 1 / (10 * self.hospital.enrolled_patients)

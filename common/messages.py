@@ -10,6 +10,7 @@ Instead of an answer a hospital may send envelope + `refusal`: one enumerated co
 """  # noqa: E501
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +21,9 @@ from common.errors import ConfigError, RefusalCode, WireError
 from common.settings import from_flat, to_flat
 
 Record = ArrayRecord | ConfigRecord | MetricRecord
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_HASH = re.compile(r"([0-9a-f]{64})?")
+_LARGEST, _LONGEST_WORD = 1_000_000, 64
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 F = TypeVar("F", str, int, bool)
 
@@ -101,6 +105,12 @@ class Envelope:
             round_number=_field(record, "round", int),
             model_hash=_field(record, "model-hash", str),
         )
+        if not (_RUN_ID.fullmatch(key.run_id) and _HASH.fullmatch(key.model_hash)):
+            raise WireError("the envelope's run id or model hash is not of the agreed form")
+        if max(len(_field(record, name, str)) for name in ("task", "encoding")) > _LONGEST_WORD:
+            raise WireError("the envelope's task or encoding is too long")
+        if not (0 <= key.attempt <= _LARGEST and 0 <= key.round_number <= _LARGEST):
+            raise WireError("the envelope's attempt or round is out of range")
         return cls(
             key=key,
             task=_field(record, "task", str),

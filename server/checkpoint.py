@@ -12,8 +12,9 @@ from typing import Any
 from common.errors import CheckpointError, WireError
 from common.files import manifest_problem, sync_folder, write_json_atomically, write_manifest
 from common.parameters import Parameters, read_safetensors, write_safetensors
-from server.run_state import HospitalTotals, RunState
+from server.run_state import RunState
 from server.server_optimizer import OptimizerState
+from server.totals import totals_from
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SCHEMA = 1
@@ -78,7 +79,7 @@ def _read(folder: Path) -> RunState:
         weights = read_safetensors(folder / MODEL)
         arrays = read_safetensors(folder / OPTIMIZER)
         return _state(json.loads((folder / STATE).read_text()), weights, arrays)
-    except (WireError, OSError, ValueError, KeyError, TypeError) as error:
+    except (WireError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             "the checkpoint cannot be read", why=str(error) or type(error).__name__
         ) from None
@@ -106,7 +107,7 @@ def _state(fields: Mapping[str, Any], weights: Parameters, arrays: Parameters) -
         plan=fields["plan"],
         optimizer=OptimizerState(first_moment=_part(arrays, "first"), second_moment=_part(arrays, "second")),
         average=_part(arrays, "average"),
-        hospitals={name: HospitalTotals(**totals) for name, totals in fields["hospitals"].items()},
+        hospitals={name: totals_from(totals) for name, totals in fields["hospitals"].items()},
         wall_s=fields["wall_s"],
     )
     if state.model_sha256 != fields["model_sha256"]:

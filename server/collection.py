@@ -13,10 +13,13 @@ from common.errors import RefusalCode
 from common.messages import Envelope, content_bytes
 from common.parameters import l2_norm, record_bytes, template_of, to_record
 from server.exchange import Sent, receive, send
+from server.exposure import Unheard, believable_cost, still_due, totals_with
 from server.federation import Federation
 from server.hospitals import Hospital
 from server.run_state import RunState
+from server.spent import write_spent
 from server.spool import Spool
+from server.totals import HospitalTotals, OpenQuestion, short_key
 from server.update_checks import Outcome, Question, Rejection, judge_reply
 
 _LONGEST_RETRY_PAUSE_S = 5.0
@@ -47,6 +50,9 @@ class Participation:
     bytes_down: int = 0
     bytes_up: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    """Scalars of an aggregated update."""
+    epsilon: float | None = None
+    """As stated believably, also by an update that is not aggregated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,8 @@ class Collection:
     participations: dict[str, Participation]
     spool: Spool
     first_sent: float
+    totals: dict[str, HospitalTotals]
+    """Of every hospital of the run, with all that this round has brought so far."""
     told: set[tuple[str, str]] = field(default_factory=set)
     """Hospital and code of what the person has been told; repeated questions would repeat it."""
 
@@ -72,7 +80,9 @@ def collect_updates(federation: Federation, state: RunState) -> tuple[Collection
     a hospital answers the same round key with the bytes it has sealed.
     """
     settings, folder = federation.config.server, federation.folder
-    collection = Collection(participations={}, spool=Spool(folder.spool), first_sent=time.time())
+    collection = Collection(
+        participations={}, spool=Spool(folder.spool), first_sent=time.time(), totals=dict(state.hospitals)
+    )
     envelope = federation.envelope(state, round_number=state.round_number + 1)
     give_up_at: float | None = None
     while True:
@@ -109,16 +119,18 @@ def _ask(
     arrays = to_record(state.weights)
     contents = {h.node_id: _request(federation, envelope, arrays) for h in hospitals}
     group = str(envelope.key.round_number)
-    sent = send(federation.grid, contents, message_type=messages.TRAIN, group=group, ttl_s=deadline_s)
-    for hospital in hospitals:
-        _note_sent(collection, hospital, sent.get(hospital.node_id))
     question = Question(
         envelope=envelope,
         plan=federation.config.public_plan,
         template=template_of(state.weights),
         weights_norm=l2_norm(state.weights),
         norm_factor=federation.config.server.update_norm_factor,
+        maximum_noise_multiplier=federation.config.server.maximum_noise_multiplier,
     )
+    unheard = _open_questions(federation, collection, question, hospitals)
+    sent = send(federation.grid, contents, message_type=messages.TRAIN, group=group, ttl_s=deadline_s)
+    for hospital in hospitals:
+        _note_sent(federation, collection, unheard[hospital.name], sent.get(hospital.node_id))
     by_message = {sent[h.node_id].message_id: h for h in hospitals if h.node_id in sent}
     for reply in receive(
         federation.grid,
@@ -128,7 +140,36 @@ def _ask(
         stop=lambda: federation.folder.stop_requested,
     ):
         hospital = by_message[reply.metadata.reply_to_message_id]
-        _take(federation, reply, question, collection, collection.participations[hospital.name])
+        _take(federation, reply, unheard[hospital.name], collection)
+    take_late_replies(federation, collection.totals, reply_bytes=record_bytes(arrays))
+    write_spent(federation.folder.spent, run_id=state.run_id, hospitals=collection.totals)
+
+
+def take_late_replies(
+    federation: Federation, totals: dict[str, HospitalTotals], *, reply_bytes: int = 0
+) -> None:
+    """Count what came after its round had closed, as far as it is there now; it is never aggregated."""
+    unheard = federation.unheard
+    for reply in receive(federation.grid, list(unheard), timeout_s=0.0, reply_bytes=reply_bytes):
+        asked = unheard.pop(reply.metadata.reply_to_message_id)
+        totals[asked.hospital.name] = totals_with(totals[asked.hospital.name], reply, asked)
+    due = still_due(unheard.items(), grace_s=federation.config.server.deadline_s)
+    unheard.clear()
+    unheard.update(due)
+
+
+def _open_questions(
+    federation: Federation, collection: Collection, question: Question, hospitals: Sequence[Hospital]
+) -> dict[str, Unheard]:
+    """Write down, before anything is sent, that these hospitals may be about to charge their ledgers."""
+    now, key = time.time(), question.envelope.key
+    until = now + federation.config.server.deadline_s
+    entry = OpenQuestion(key=short_key(key), asked=now, until=until)
+    for hospital in hospitals:
+        new = HospitalTotals(enrolled_patients=hospital.enrolled_patients)
+        collection.totals[hospital.name] = collection.totals.get(hospital.name, new).asked(entry)
+    write_spent(federation.folder.spent, run_id=key.run_id, hospitals=collection.totals)
+    return {h.name: Unheard(hospital=h, question=question, entry=entry) for h in hospitals}
 
 
 def _request(federation: Federation, envelope: Envelope, arrays: ArrayRecord) -> RecordDict:
@@ -141,30 +182,32 @@ def _request(federation: Federation, envelope: Envelope, arrays: ArrayRecord) ->
     )
 
 
-def _note_sent(collection: Collection, hospital: Hospital, sent: Sent | None) -> None:
+def _note_sent(federation: Federation, collection: Collection, asked: Unheard, sent: Sent | None) -> None:
+    hospital = asked.hospital
     before = collection.participations.get(hospital.name)
     now = Participation(hospital=hospital, sent=sent.sent if sent else time.time())
     if before is not None:
         now.bytes_down, now.bytes_up = before.bytes_down, before.bytes_up
     if sent is None:
         now.outcome, now.code, now.received = Outcome.FAILED, "not-sent", now.sent
+        collection.totals[hospital.name] = collection.totals[hospital.name].withdrawn(asked.entry)
     else:
         now.bytes_down += sent.num_bytes
+        federation.unheard[sent.message_id] = asked
     collection.participations[hospital.name] = now
 
 
-def _take(
-    federation: Federation,
-    reply: Message,
-    question: Question,
-    collection: Collection,
-    participation: Participation,
-) -> None:
-    """Judge one reply; spool its update or keep the code of what is wrong."""
+def _take(federation: Federation, reply: Message, asked: Unheard, collection: Collection) -> None:
+    """Judge one reply; spool its update or keep the code of what is wrong. Its cost counts either way."""
+    name = asked.hospital.name
+    participation = collection.participations[name]
+    federation.unheard.pop(reply.metadata.reply_to_message_id, None)
+    collection.totals[name] = totals_with(collection.totals[name], reply, asked)
     participation.received = time.time()
     participation.bytes_up += content_bytes(reply.content) if reply.has_content() else 0
-    judged = judge_reply(reply, question, participation.hospital)
+    judged = judge_reply(reply, asked.question, asked.hospital)
     if isinstance(judged, Rejection):
+        participation.epsilon = (believable_cost(reply, asked) or {}).get(messages.EPSILON)
         participation.outcome, participation.code = judged.outcome, judged.code
         if (known := (participation.hospital.name, judged.code)) not in collection.told:
             collection.told.add(known)
@@ -175,6 +218,7 @@ def _take(
     collection.spool.add(participation.hospital.name, judged.delta)
     participation.outcome, participation.code = Outcome.AGGREGATED, None
     participation.metrics = judged.metrics
+    participation.epsilon = judged.metrics.get(messages.EPSILON)
 
 
 def _explain_lost_quorum(collection: Collection, quorum: int) -> None:

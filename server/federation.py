@@ -7,6 +7,7 @@ from flwr.serverapp import Grid
 
 from common.config import FederationConfig
 from common.messages import Envelope, RoundKey
+from server.exposure import Unheard
 from server.hospitals import Roster
 from server.run_folder import RunFolder
 from server.run_state import RunState
@@ -24,6 +25,8 @@ class Federation:
     """See `RunFolder.attempt`."""
     earlier_s: float
     """Server time of earlier sessions."""
+    unheard: dict[str, Unheard] = field(default_factory=dict)
+    """Questions of this session without a reply yet, by message: late answers count as released."""
     opened: float = field(default_factory=time.monotonic)
 
     @property

@@ -99,11 +99,13 @@ def _hospitals(
             "name": name,
             "enrolled_patients": totals.enrolled_patients,
             "epsilon": totals.epsilon if claims else None,
+            "epsilon_complete": totals.epsilon_complete if claims else None,
             "delta": totals.delta if claims else None,
             "noise_multiplier": totals.noise_multiplier if claims else None,
             "sample_rate": config.privacy.sampling_rate if claims else None,
             "steps": totals.steps,
             "rounds": totals.rounds,
+            "releases": totals.releases,
             "model_received": receipts.get(name, False),
             "test": {},
         }
@@ -112,20 +114,29 @@ def _hospitals(
 
 
 def _privacy(config: FederationConfig, state: RunState) -> dict[str, Any]:
-    """The claim that travels with the model; without one it says so and holds no number."""
+    """The claim that travels with the model; without one it says so and holds no number.
+
+    `epsilon` is None as long as a hospital may have charged more than this server knows.
+    """
     if not config.claims_privacy:
         return {"private": False, "epsilon": None}
     spent = {
-        name: {"epsilon": totals.epsilon, "delta": totals.delta}
+        name: {
+            "epsilon": totals.epsilon,
+            "delta": totals.delta,
+            "epsilon_complete": totals.epsilon_complete,
+        }
         for name, totals in sorted(state.hospitals.items())
-        if totals.rounds
+        if totals.releases or not totals.epsilon_complete
     }
+    is_complete = all(entry["epsilon_complete"] for entry in spent.values())
     known = [entry["epsilon"] for entry in spent.values() if entry["epsilon"] is not None]
     return {
         "private": True,
         "unit": config.data.unit,
         "neighbouring_relation": NEIGHBOURING_RELATION,
-        "epsilon": max(known) if known and len(known) == len(spent) else None,
+        "epsilon": max(known) if is_complete and known and len(known) == len(spent) else None,
+        "epsilon_complete": is_complete,
         "hospitals": spent,
     }
 

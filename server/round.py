@@ -13,20 +13,20 @@ from server.aggregation import aggregate
 from server.checkpoint import write_checkpoint
 from server.collection import Collection, Status, collect_updates
 from server.federation import Federation
-from server.run_state import HospitalTotals, RunState
+from server.run_state import RunState
 from server.server_optimizer import moving_average, next_weights
-from server.update_checks import Outcome
+from server.totals import HospitalTotals
 
 log = logging.getLogger(__name__)
 
 
 def run_round(federation: Federation, state: RunState) -> tuple[RunState, Status | None]:
-    """Train one round; gives the state after it, or the same state and why the run ends here."""
+    """Train one round; gives the state after it, or why the run ends here and what the attempt cost."""
     # 1. Send weights, plan and deadline; check every reply, spool what is valid, wait for the quorum.
     collection, ending = collect_updates(federation, state)
     if ending is not None:
         _record_abandoned(federation, state, collection, ending)
-        return state, ending
+        return replace(state, hospitals=collection.totals), ending
     # 2. Reduce the spooled updates block by block, in roster order: arrival does not matter.
     update = _mean_update(collection)
     # 3. Server optimiser and moving average.
@@ -70,20 +70,16 @@ def _next_state(
         weights=weights,
         optimizer=optimizer,
         average=average,
-        hospitals=_totals(federation, state, collection),
+        hospitals=_totals(collection),
         wall_s=federation.wall_s,
     )
 
 
-def _totals(federation: Federation, state: RunState, collection: Collection) -> dict[str, HospitalTotals]:
-    totals, planned_steps = dict(state.hospitals), federation.config.privacy.local_steps
-    for name, participation in collection.participations.items():
-        enrolled = participation.hospital.enrolled_patients
-        before = totals.get(name, HospitalTotals(enrolled_patients=enrolled))
-        aggregated = participation.outcome is Outcome.AGGREGATED
-        totals[name] = before
-        if aggregated:
-            totals[name] = before.after(participation.metrics, planned_steps=planned_steps)
+def _totals(collection: Collection) -> dict[str, HospitalTotals]:
+    """One aggregated round more for those whose update counts; what they spent is already in."""
+    totals = dict(collection.totals)
+    for name in collection.accepted:
+        totals[name] = replace(totals[name], rounds=totals[name].rounds + 1)
     return totals
 
 
@@ -118,7 +114,7 @@ def _hospital_lines(
             "received": participation.received,
             "bytes_down": participation.bytes_down,
             "bytes_up": participation.bytes_up,
-            "epsilon": participation.metrics.get(messages.EPSILON) if claims else None,
+            "epsilon": participation.epsilon if claims else None,
         }
         for name, participation in sorted(collection.participations.items())
     ]

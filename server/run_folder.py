@@ -16,7 +16,7 @@ from common.settings import to_toml
 
 CONFIG, METRICS, RESULT = "config.toml", "metrics.jsonl", "result.json"
 MODEL, MODEL_DESCRIPTION, MODEL_CARD = "model.safetensors", "model.json", "MODEL_CARD.md"
-STOP, ATTEMPT = "stop", "attempt"
+STOP, ATTEMPT, SPENT = "stop", "attempt", "spent.json"
 
 
 class RunFolder:
@@ -28,6 +28,7 @@ class RunFolder:
         """Id for a run that starts here; a resumed one keeps its own."""
         self.checkpoints = path / "checkpoints"
         self.spool = path / "spool"
+        self.spent = path / SPENT
 
     @property
     def stop_requested(self) -> bool:

@@ -1,41 +1,19 @@
 """Everything that a run is after a round: what a checkpoint holds and a resumed run goes on from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
 
-from common import messages
 from common.config import FederationConfig
 from common.parameters import Parameters, parameters_sha256
 from common.settings import Scalar, to_flat
 from server.server_optimizer import OptimizerState
+from server.totals import HospitalTotals
 
-
-@dataclass(frozen=True, kw_only=True)
-class HospitalTotals:
-    """What the server knows of a hospital: its public count and the scalars of its aggregated answers."""
-
-    enrolled_patients: int
-    rounds: int = 0
-    """Rounds in which its update was aggregated."""
-    steps: int = 0
-    """Training steps in those rounds."""
-    epsilon: float | None = None
-    """Spent after its last aggregated round, as its ledger says."""
-    delta: float | None = None
-    noise_multiplier: float | None = None
-
-    def after(self, metrics: Mapping[str, float], *, planned_steps: int) -> Self:
-        """The totals with one more aggregated answer; without privacy hospitals do not repeat the plan."""
-        return replace(
-            self,
-            rounds=self.rounds + 1,
-            steps=self.steps + int(metrics.get(messages.STEPS, planned_steps)),
-            epsilon=metrics.get(messages.EPSILON),
-            delta=metrics.get(messages.DELTA),
-            noise_multiplier=metrics.get(messages.NOISE_MULTIPLIER),
-        )
+_FROZEN_SERVER = ("optimizer", "learning-rate", "momentum", "ema-decay", "final-model")
+"""Server settings that decide what the model is: changed half-way they would reuse another optimiser's state,
+or let the final model be chosen after its scores were seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +27,7 @@ class RunState:
     weights: Parameters
     """Global model."""
     plan: Mapping[str, Scalar]
-    """The public plan, flat; a run never changes it."""
+    """See `frozen_settings`."""
     optimizer: OptimizerState = field(default_factory=OptimizerState)
     average: Parameters = field(default_factory=dict)
     """Moving average of the global model; empty when it is off."""
@@ -73,6 +51,13 @@ class RunState:
             run_id=run_id,
             round_number=0,
             weights=weights,
-            plan=to_flat(config.public_plan),
+            plan=frozen_settings(config),
             average=dict(weights) if config.server.ema_decay else {},
         )
+
+
+def frozen_settings(config: FederationConfig) -> dict[str, Scalar]:
+    """What a run never changes, flat: the public plan, and how the server forms the model."""
+    everything = to_flat(config)
+    server = {key: everything[key] for key in (f"server.{name}" for name in _FROZEN_SERVER)}
+    return to_flat(config.public_plan) | server

@@ -9,17 +9,18 @@ from flwr.serverapp import Grid
 
 from common.config import FederationConfig
 from common.errors import ConfigError, FederationError
-from common.settings import to_flat
 from server.checkpoint import restore_newest, write_checkpoint
 from server.closing import hand_out_model
-from server.collection import Status
+from server.collection import Status, take_late_replies
 from server.federation import Federation
 from server.hospitals import GRACE_S, Roster, await_hospitals
 from server.initial_weights import initial_weights
 from server.result import write_card, write_model, write_result
 from server.round import run_round
 from server.run_folder import RunFolder
-from server.run_state import HospitalTotals, RunState
+from server.run_state import RunState, frozen_settings
+from server.spent import with_spent, write_spent
+from server.totals import HospitalTotals
 
 log = logging.getLogger(__name__)
 
@@ -29,24 +30,25 @@ def restore(folder: RunFolder, config: FederationConfig) -> RunState | None:
     state = restore_newest(folder.checkpoints)
     if state is None:
         return None
-    plan = to_flat(config.public_plan)
+    plan = frozen_settings(config)
     changed = sorted(key for key in {*plan, *state.plan} if plan.get(key) != state.plan.get(key))
     if changed:
         key = changed[0]
         raise ConfigError(
             f"{key} = {plan.get(key)!r} cannot be changed in a run that has started",
-            why=f"hospitals agreed to {key} = {state.plan.get(key)!r}",
+            why=f"the run began with {key} = {state.plan.get(key)!r}",
             fix="resume with the settings in config.toml of the run folder, or start a new run",
         )
     folder.forget_rounds_after(state.round_number)
     log.info("the run goes on after round %d", state.round_number)
-    return state
+    return with_spent(state, folder.spent)
 
 
 def begin(folder: RunFolder, config: FederationConfig) -> RunState:
     """A new run: initial weights, kept as checkpoint 0."""
     state = RunState.start(config, run_id=folder.new_run_id, weights=initial_weights(config))
     folder.forget_rounds_after(0)
+    write_spent(folder.spent, run_id=state.run_id, hospitals={})
     write_checkpoint(folder.checkpoints, state, keep=config.server.keep_checkpoints)
     return state
 
@@ -96,9 +98,12 @@ def run_rounds(federation: Federation, state: RunState) -> tuple[RunState, Statu
 def finish(federation: Federation, state: RunState, status: Status) -> None:
     """Leave model and result; hand the model out when the run will not go on."""
     folder, config = federation.folder, federation.config
+    totals = dict(state.hospitals)
     for name, count in federation.roster.enrolled.items():  # who came and gave nothing is shown too
-        known = state.hospitals.get(name, HospitalTotals(enrolled_patients=count))
-        state = replace(state, hospitals={**state.hospitals, name: known})
+        totals.setdefault(name, HospitalTotals(enrolled_patients=count))
+    take_late_replies(federation, totals)
+    write_spent(folder.spent, run_id=state.run_id, hospitals=totals)
+    state = replace(state, hospitals=totals)
     write_model(folder, config, state)
     write_result(folder, config, state, status, wall_s=federation.wall_s)
     write_card(folder)
@@ -118,5 +123,6 @@ def failures_recorded(folder: RunFolder, config: FederationConfig) -> Iterator[N
         status = Status.FAILED if isinstance(error, Exception) else Status.STOPPED
         with contextlib.suppress(FederationError, OSError):
             if (state := restore_newest(folder.checkpoints)) is not None:
+                state = with_spent(state, folder.spent)
                 write_result(folder, config, state, status, wall_s=state.wall_s)
         raise

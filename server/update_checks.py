@@ -16,6 +16,8 @@ from common.config import PublicPlan
 from common.errors import WireError
 from common.messages import Envelope
 from common.parameters import Parameters, Template, from_record, l2_norm
+from common.privacy.accountant import running_epsilon
+from common.privacy.plan import PrivacyEvent
 from server.hospitals import Hospital
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,10 @@ log = logging.getLogger(__name__)
 ABSOLUTE_NORM_LIMIT = 1e6
 """No honest update is larger; where the plan gives no bound this alone keeps sums finite."""
 _ADAM_STEP = 7.3
+_LEAST_SHARE_OF_COST = 0.99
+"""Accountants of honest hospitals differ by less."""
+_LEAST_NOISE_ACCOUNTED = 0.1
+"""Less noise costs more than this does, and more time to compute than a stranger may ask for."""
 _UPDATE_RECORDS = {messages.ENVELOPE, messages.ARRAYS, messages.METRICS}
 
 
@@ -63,6 +69,8 @@ class Question:
     """Norm of the global weights that were sent."""
     norm_factor: float
     """Tolerance on the plan's bound of an update's norm."""
+    maximum_noise_multiplier: float
+    """A larger one is not believed: it would widen the bound at will."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +102,7 @@ def judge_reply(reply: Message, question: Question, hospital: Hospital) -> Updat
     if reply.has_error():
         return Rejection(outcome=Outcome.FAILED, code=f"flower-{int(reply.error.code)}")
     try:
-        _check_sender_and_key(reply, question, hospital)
+        check_sender_and_key(reply, question, hospital)
         if (refusal := messages.refusal_code(reply.content)) is not None:
             return Rejection(outcome=Outcome.REFUSED, code=refusal.value)
         return _checked_update(reply, question, hospital)
@@ -143,7 +151,8 @@ def update_norm_bound(
     return None
 
 
-def _check_sender_and_key(reply: Message, question: Question, hospital: Hospital) -> None:
+def check_sender_and_key(reply: Message, question: Question, hospital: Hospital) -> None:
+    """Check that a reply is this hospital's to this question. Raises InvalidUpdateError, WireError."""
     if reply.metadata.src_node_id != hospital.node_id:
         raise InvalidUpdateError(Defect.SENDER)
     try:
@@ -163,7 +172,9 @@ def _checked_update(reply: Message, question: Question, hospital: Hospital) -> U
         metrics = messages.metrics_of(reply.content)
     except WireError:
         raise InvalidUpdateError(Defect.METRICS) from None
-    _check_metrics(metrics, question.plan, hospital)
+    if metrics.get(messages.NUM_EXAMPLES) != hospital.enrolled_patients:
+        raise InvalidUpdateError(Defect.NUM_EXAMPLES)
+    check_cost(metrics, question)
     try:
         delta = from_record(messages.arrays_of(reply.content), question.template)
     except WireError:
@@ -173,9 +184,12 @@ def _checked_update(reply: Message, question: Question, hospital: Hospital) -> U
     return Update(delta=delta, metrics=metrics)
 
 
-def _check_metrics(metrics: dict[str, float], plan: PublicPlan, hospital: Hospital) -> None:
-    if metrics.get(messages.NUM_EXAMPLES) != hospital.enrolled_patients:
-        raise InvalidUpdateError(Defect.NUM_EXAMPLES)
+def check_cost(metrics: dict[str, float], question: Question) -> None:
+    """Check what a reply states of steps, noise and cost against the plan. Raises InvalidUpdateError.
+
+    The epsilon of a run is at least that of this one round, which follows from public numbers.
+    """
+    plan = question.plan
     steps = metrics.get(messages.STEPS, 0.0)
     if steps != int(steps) or not 0 <= steps <= plan.privacy.local_steps:
         raise InvalidUpdateError(Defect.STEPS)
@@ -185,8 +199,18 @@ def _check_metrics(metrics: dict[str, float], plan: PublicPlan, hospital: Hospit
     if not plan.claims_privacy:  # then hospitals do not say their noise: it protects nobody
         return
     noise_multiplier = metrics.get(messages.NOISE_MULTIPLIER, 0.0)
-    if noise_multiplier <= 0 or noise_multiplier < plan.privacy.minimum_noise_multiplier:
+    least, most = plan.privacy.minimum_noise_multiplier, question.maximum_noise_multiplier
+    if noise_multiplier <= 0 or not least <= noise_multiplier <= most:
         raise InvalidUpdateError(Defect.NOISE)
+    if delta == 0 or not {messages.STEPS, messages.EPSILON} <= metrics.keys():
+        raise InvalidUpdateError(Defect.METRICS)
+    event = PrivacyEvent(
+        sampling_rate=plan.privacy.sampling_rate,
+        noise_multiplier=max(noise_multiplier, _LEAST_NOISE_ACCOUNTED),
+        steps=int(steps),
+    )
+    if epsilon < _LEAST_SHARE_OF_COST * running_epsilon([event], delta=delta):
+        raise InvalidUpdateError(Defect.METRICS)
 
 
 def _norm_limit(metrics: dict[str, float], question: Question, hospital: Hospital) -> float:

@@ -14,18 +14,12 @@ from pathlib import Path
 
 from client.images.decoded import DecodedRecords
 from client.images.parts import write_part
-from common.config import (
-    DataConfig,
-    FederationConfig,
-    HospitalConfig,
-    HospitalSection,
-    PolicyConfig,
-    RuntimeSection,
-    SiteConfig,
-)
+from client.images.records import Unit
+from common.config import FederationConfig, RuntimeSection
 from common.errors import ConfigError
 from common.examples import Examples
 from common.files import write_bytes_atomically, write_json_atomically
+from common.hospital_config import DataConfig, HospitalConfig, HospitalSection, PolicyConfig, SiteConfig
 from common.models.names import MODELS
 from common.settings import to_toml
 from simulations.held_back import HeldBack, hold_back, write_held_back
@@ -96,7 +90,7 @@ def prepare(scenario: Scenario) -> Prepared:
         units_per_hospital=sizes[len(sizes) // 2],
     )
     config = with_folder(settle(scenario, facts), folder, num_hospitals=len(partition.hospitals))
-    _check_hospitals_can_follow(scenario, config)
+    _check_hospitals_can_follow(scenario, config, unit=facts.unit)
     folder.mkdir(parents=True, exist_ok=True)
     hospitals = tuple(
         write_hospital(
@@ -105,6 +99,7 @@ def prepare(scenario: Scenario) -> Prepared:
             images.decoded.examples.select_units(units),
             scenario=scenario,
             config=config,
+            unit=facts.unit,
         )
         for name, units in partition.hospitals.items()
     )
@@ -150,33 +145,31 @@ def with_folder(config: FederationConfig, folder: Path, *, num_hospitals: int) -
 
 
 def enrolled(patients: int) -> int:
-    """The public count of a hospital: rounded up to two significant digits.
+    """The public count of a hospital: rounded up to tens, from a thousand on to two significant digits.
 
-    Up, so that delta = 1 / (10 * enrolled) is never above 1 / (10 n). Examples: 7 -> 7, 753 -> 760.
+    Up, so that delta = 1 / (10 * enrolled) is never above 1 / (10 n). Examples: 7 -> 10, 753 -> 760.
     """
-    step = int(10 ** max(0, len(str(patients)) - 2))
+    step = int(10 ** max(1, len(str(patients)) - 2))
     return -(-patients // step) * step
 
 
 def write_hospital(
-    hospitals: Path, name: str, train: Examples, *, scenario: Scenario, config: FederationConfig
+    hospitals: Path, name: str, train: Examples, *, scenario: Scenario, config: FederationConfig, unit: Unit
 ) -> PreparedHospital:
     """Write one hospital: its images as one part and `hospital.toml`; ledger and state come beside it."""
     folder = hospitals / name
     folder.mkdir(parents=True, mode=0o700)
-    part = write_part(
-        folder / "data" / "images.npz", train=train, classes=config.data.classes, unit=config.data.unit
-    )
+    part = write_part(folder / "data" / "images.npz", train=train, classes=config.data.classes, unit=unit)
     hospital = HospitalConfig(
         hospital=HospitalSection(name=name, enrolled_patients=enrolled(train.num_units)),
-        data=DataConfig(path=str(part)),
+        data=DataConfig(path=str(part), classes=config.data.classes),
         policy=PolicyConfig(
             epsilon=scenario.epsilon or DEFAULT_EPSILON,
             delta=scenario.delta,
             minimum_patients=MINIMUM_PATIENTS,
             allow_non_private=not config.claims_privacy,
         ),
-        site=SiteConfig(device=scenario.device),
+        site=SiteConfig(device=scenario.device, ledger="ledger"),
     )
     write_bytes_atomically(folder / "hospital.toml", to_toml(hospital).encode())
     return PreparedHospital(
@@ -226,11 +219,17 @@ def _groups(decoded: DecodedRecords, column: str) -> Sequence[str]:
     return decoded.unit_groups(found)
 
 
-def _check_hospitals_can_follow(scenario: Scenario, config: FederationConfig) -> None:
+def _check_hospitals_can_follow(scenario: Scenario, config: FederationConfig, *, unit: str) -> None:
     """Refuse early what every hospital's policy would refuse in round 1."""
     if scenario.private != config.federation.private:
         raise ConfigError(
             "--private and --set federation.private contradict each other", fix="use --private only"
+        )
+    if config.data.unit == "patient" and unit == "image":
+        raise ConfigError(
+            "data.unit = 'patient' cannot be promised",
+            why="these images name no patients, so what is protected is one image",
+            fix="name the patients with --patient-column, or leave data.unit as it is",
         )
     known = MODELS.get(config.model.name)
     if known is None:

@@ -14,9 +14,9 @@ from client.images.decoded import DecodedRecords, decode_records
 from client.images.labels import classes_of, with_classes
 from client.images.phantoms import CLASSES, hospital_phantoms
 from client.images.records import ImageArray, ImageFiles, Records, count_reasons
-from common.config import DataConfig
 from common.errors import ConfigError
 from common.examples import Examples, concatenate
+from common.hospital_config import DataConfig
 from common.preprocessing import Preprocessing
 from simulations.partition import FOLDERS_COLUMN, slug
 from simulations.scenario import DEFAULT_HOSPITALS, Scenario

@@ -10,8 +10,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.config import FederationConfig, PolicyConfig
+from common.config import FederationConfig
 from common.errors import ConfigError
+from common.hospital_config import PolicyConfig
 from common.models.names import MODELS
 from common.settings import Section, parse, with_overrides
 from simulations.partition import PartitionSpec, parse_partition

@@ -15,9 +15,10 @@ from typing import Literal
 import numpy as np
 
 from client.images.dataset import read_hospital_images
-from common.config import DataConfig, FederationConfig, HospitalConfig
+from common.config import FederationConfig
 from common.examples import Examples, concatenate
 from common.files import write_bytes_atomically, write_json_atomically
+from common.hospital_config import DataConfig, HospitalConfig
 from common.preprocessing import Preprocessing
 from common.settings import load, to_toml
 from simulations.held_back import HeldBack, write_held_back
@@ -100,7 +101,14 @@ def prepare_way(
     config = with_folder(settle(own, facts), folder, num_hospitals=len(names))
     folder.mkdir(parents=True)
     if way.kind == "central":
-        write_hospital(folder / HOSPITALS, CENTRAL_HOSPITAL, _merged(base), scenario=own, config=config)
+        write_hospital(
+            folder / HOSPITALS,
+            CENTRAL_HOSPITAL,
+            _merged(base),
+            scenario=own,
+            config=config,
+            unit=base.facts.unit,
+        )
     else:
         for name in names:
             _link_hospital(base, name, folder / HOSPITALS / name, own, config)

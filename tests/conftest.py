@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test touches the ledger of the person who runs it.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="hospital-federation-tests-")
 
 
 @pytest.fixture(scope="session")

@@ -8,16 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from common.config import (
-    FederationConfig,
-    HospitalConfig,
-    HospitalSection,
-    PolicyConfig,
-    PrivacyKnobs,
-    PublicPlan,
-    TrainingConfig,
-)
+from common.config import FederationConfig, PrivacyKnobs, PublicPlan, TrainingConfig
 from common.errors import ConfigError
+from common.hospital_config import HospitalConfig, HospitalSection, PolicyConfig
 from common.settings import from_flat, load, parse, to_flat, to_nested, to_toml, with_overrides
 
 HOSPITAL = {"hospital": {"name": "north", "enrolled-patients": 100}, "data": {"path": "films"}}
@@ -109,6 +102,18 @@ def test_impossible_combinations_are_refused_on_construction(kind, values, words
 def test_a_frozen_section_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         TrainingConfig().learning_rate = 0.1
+
+
+def test_the_ledger_belongs_to_the_site_and_not_to_one_study(tmp_path, monkeypatch):
+    north = parse(HospitalConfig, HOSPITAL, source="t")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert north.ledger_folder(tmp_path / "lungs") == north.ledger_folder(tmp_path / "hearts")
+    assert north.ledger_folder(tmp_path / "lungs").is_relative_to(tmp_path)
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert north.ledger_folder(tmp_path / "lungs").is_relative_to(tmp_path / "home")
+    own = parse(HospitalConfig, {**HOSPITAL, "site": {"ledger": "../ledger"}}, source="t")
+    assert own.ledger_folder(tmp_path / "lungs") == tmp_path / "lungs" / "../ledger"
 
 
 def test_delta_is_a_tenth_of_the_enrolled_count_unless_the_policy_says_less():

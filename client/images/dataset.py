@@ -16,8 +16,8 @@ from client.images.labels import with_classes
 from client.images.layout import find_records
 from client.images.records import Records, SkippedImage, Unit, check_skipped
 from client.images.splits import SPLITS, TEST, TRAIN, VALIDATION, keyed_choice
-from common.config import DataConfig
 from common.examples import Examples
+from common.hospital_config import DataConfig
 from common.preprocessing import Preprocessing
 
 

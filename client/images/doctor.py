@@ -8,8 +8,8 @@ from client.images.cache import FOLDER
 from client.images.dataset import HospitalImages, read_hospital_images
 from client.images.records import SkippedImage, count_reasons
 from client.images.splits import SPLITS
-from common.config import DataConfig
 from common.errors import DataError
+from common.hospital_config import DataConfig
 from common.preprocessing import Preprocessing
 
 Row = tuple[str, str, str]

@@ -11,8 +11,8 @@ from client.images.records import ImageFiles, Records, SkippedImage, SkipReason
 from client.images.splits import split_named
 from client.images.tables import SUFFIXES as TABLE_SUFFIXES
 from client.images.tables import Table, read_table
-from common.config import DataConfig
 from common.errors import DataError
+from common.hospital_config import DataConfig
 
 
 @dataclass(frozen=True)

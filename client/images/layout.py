@@ -8,8 +8,8 @@ from client.images.manifest import read_manifest
 from client.images.npz import read_npz
 from client.images.records import Records
 from client.images.tables import Table, read_table
-from common.config import DataConfig
 from common.errors import DataError
+from common.hospital_config import DataConfig
 
 _LAYOUTS = "a MedMNIST .npz, a folder split/class/* or class/*, or a CSV manifest"
 # Folders of these names hold the images of a manifest rather than one class.

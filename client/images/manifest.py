@@ -7,8 +7,8 @@ from client.images.decode import DataFolder, Unusable
 from client.images.records import ImageFiles, Records, SkippedImage, SkipReason
 from client.images.splits import split_named
 from client.images.tables import Table
-from common.config import DataConfig
 from common.errors import DataError
+from common.hospital_config import DataConfig
 
 
 def read_manifest(table: Table, data: DataConfig) -> Records:

@@ -142,9 +142,9 @@ def solve_noise_multiplier(
             f"{maximum:g} would cost too much",
             fix="train fewer rounds or steps, lower the sampling rate, or raise the budget",
         )
+    # From the top: little noise on a wild number of steps is never computed, it would fill the memory.
     for history in past:
-        if not exactly(history, found):
-            found = _least(partial(surely, history), partial(exactly, history), found, highest)
+        found = _least(partial(surely, history), partial(exactly, history), found - 1, highest)
     # The claim itself has the last word.
     while max(_claim(merge(together(history, found)), delta) for history in past) > epsilon:
         found += 1

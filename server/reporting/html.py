@@ -83,6 +83,13 @@ def bound(number: float | None, digits: int = 2) -> str:
     return f"{whole / 10**digits:.{digits}f}"
 
 
+def spent(epsilon: float | None, digits: int = 2, *, complete: bool) -> str:
+    """An epsilon as `bound` prints it; `2.65 or more` where not all that was charged is known."""
+    if complete:
+        return bound(epsilon, digits)
+    return "unknown" if epsilon is None else f"{bound(epsilon, digits)} or more"
+
+
 def tiny_bound(number: float | None) -> str:
     """A tiny upper bound such as delta, rounded up: 3.3333e-4 is `3.34e-4`; a dash where there is none."""
     if number is None or not 0 < number < 1:

@@ -3,7 +3,7 @@
 import string
 from collections.abc import Iterable, Sequence
 
-from server.reporting.html import bound, date, figure, interval, quantity, tiny_bound
+from server.reporting.html import date, figure, interval, quantity, spent, tiny_bound
 from server.reporting.privacy_statement import PrivacyStatement, privacy_statement
 from server.reporting.run_record import RunRecord
 from server.reporting.small_print import limits, versions
@@ -115,7 +115,7 @@ def _privacy(run: RunRecord, statement: PrivacyStatement) -> list[str]:
     rows = [
         (
             hospital.name,
-            bound(hospital.epsilon, 3),
+            spent(hospital.epsilon, 3, complete=hospital.epsilon_complete),
             tiny_bound(hospital.delta),
             figure(hospital.noise_multiplier),
             figure(hospital.sample_rate),

@@ -8,7 +8,6 @@ from server.reporting.canvas import Plot
 from server.reporting.document import document, images
 from server.reporting.html import (
     Html,
-    bound,
     date,
     duration,
     figure,
@@ -17,6 +16,7 @@ from server.reporting.html import (
     quantity,
     section,
     size,
+    spent,
     table,
     tag,
     tiny_bound,
@@ -105,7 +105,8 @@ def _cards(run: RunRecord, statement: PrivacyStatement) -> Html:
     if not statement.private:
         cards.append(("Epsilon", "none", "not private, nothing is claimed"))
     elif run.epsilon_max is not None:
-        cards.append(("Largest epsilon", bound(run.epsilon_max), f"delta {tiny_bound(run.delta_max)}"))
+        epsilon = spent(run.epsilon_max, complete=not run.epsilon_incomplete)
+        cards.append(("Largest epsilon", epsilon, f"delta {tiny_bound(run.delta_max)}"))
     planned = run.config.federation.rounds if run.config else None
     rounds = f"of {planned} planned" if planned else ""
     cards.append(("Rounds", quantity(run.result.get("rounds", len(run.rounds))), rounds))
@@ -158,7 +159,7 @@ def _hospitals(run: RunRecord, drawn: Mapping[str, Plot]) -> Html:
         (
             hospital.name,
             quantity(hospital.enrolled_patients),
-            bound(hospital.epsilon, 3) if run.private else "not private",
+            spent(hospital.epsilon, 3, complete=hospital.epsilon_complete) if run.private else "not private",
             quantity(hospital.budget) if run.private else "–",
             tiny_bound(hospital.delta) if run.private else "–",
             figure(hospital.noise_multiplier) if run.private else "none",

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from server.reporting.html import bound, quantity, tiny_bound
 from server.reporting.run_record import RunRecord
 
+_NAMED = 8
+"""Hospitals that a sentence names; more are counted."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyStatement:
@@ -37,11 +40,21 @@ def privacy_statement(run: RunRecord) -> PrivacyStatement:
         return PrivacyStatement(
             private=True,
             headline="Private run, no epsilon to state yet",
-            explanation="No hospital has reported what its training cost. Nothing may be claimed before.",
+            explanation="At least one hospital has not reported what its training cost. Nothing may be "
+            f"claimed before. {_unheard(run)}".strip(),
             facts=(),
             not_covered=(),
         )
     unit = run.unit
+    if run.epsilon_incomplete:
+        return PrivacyStatement(
+            private=True,
+            headline=f"Differentially private per {unit}; the total epsilon is not known here",
+            explanation=f"{_unheard(run)} The updates whose cost this server could read cost epsilon "
+            f"{bound(run.epsilon_max)} or less; of the others it claims nothing.",
+            facts=tuple(_facts(run)),
+            not_covered=tuple(_not_covered(run)),
+        )
     return PrivacyStatement(
         private=True,
         headline=f"Differentially private per {unit}: epsilon at most {bound(run.epsilon_max)}",
@@ -55,6 +68,25 @@ def _nothing_claimed(explanation: str) -> PrivacyStatement:
     return PrivacyStatement(
         private=False, headline="not private", explanation=explanation, facts=(), not_covered=()
     )
+
+
+def _unheard(run: RunRecord) -> str:
+    """Who may have charged more than is known here; empty when nobody."""
+    names = run.epsilon_incomplete
+    if not names:
+        return ""
+    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    ledger = "its ledger has" if len(names) == 1 else "their ledgers have"
+    return (
+        f"At least one update of {shown} may have been formed that this server never received or could not "
+        f"read; {ledger} the full count."
+    )
+
+
+def _epsilon_fact(run: RunRecord) -> str:
+    if run.epsilon_incomplete:
+        return f"{_unheard(run)} What this server could read cost {bound(run.epsilon_max, 3)} or less"
+    return f"at most {bound(run.epsilon_max, 3)}; each hospital's own stands in its row below"
 
 
 def _meaning(unit: str) -> str:
@@ -88,10 +120,7 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
             "Neighbouring data sets",
             f"add or remove one {run.unit}; the number of {run.unit}s is not revealed",
         ),
-        (
-            "Epsilon",
-            f"at most {bound(run.epsilon_max, 3)}; each hospital's own stands in its row below",
-        ),
+        ("Epsilon", _epsilon_fact(run)),
         ("Delta", f"at most {tiny_bound(run.delta_max)}, by default 1 / (10 x enrolled {run.unit}s)"),
         ("Mechanism", mechanism),
         ("Sampling", sampling),
@@ -102,9 +131,9 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         ),
         (
             "Composition",
-            f"each epsilon covers all rounds of this run for the worst-off {run.unit}; what earlier runs on the "
-            "same ones cost stands in the hospital's own ledger, which keeps the total within its budget and "
-            "tells nobody; hospitals hold different patients, so their epsilons do not add up",
+            f"each epsilon covers all rounds of this run for the worst-off {run.unit}; what earlier runs "
+            "cost the same ones stands in the hospital's own ledger, which keeps the total within its budget "
+            "and tells nobody; hospitals hold different patients, so their epsilons do not add up",
         ),
         (
             "Trust",

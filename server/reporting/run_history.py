@@ -20,10 +20,11 @@ def growth(run: RunRecord, hospital: HospitalSummary) -> list[tuple[int, float]]
     reported = [(r.round_number, r.epsilon) for r in replies if r.epsilon is not None]
     if reported:
         return _thinned(reported)
+    updates = hospital.releases or hospital.rounds
     q, sigma, delta = hospital.sample_rate, hospital.noise_multiplier, hospital.delta
-    if not (q and sigma and delta and replies and hospital.steps and hospital.rounds):
+    if not (q and sigma and delta and replies and hospital.steps and updates):
         return []
-    return _composed(replies, q, sigma, delta, steps=hospital.steps / hospital.rounds)
+    return _composed(replies, q, sigma, delta, steps=hospital.steps / updates)
 
 
 def _composed(

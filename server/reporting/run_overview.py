@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import FederationError
-from server.reporting.html import bound, date, duration, figure, quantity
+from server.reporting.html import date, duration, figure, quantity, spent
 from server.reporting.run_record import CONFIG, RESULT, STOP, UNFINISHED, RunRecord, read_run
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def overview_of_hospitals(run: RunRecord) -> dict[str, Any]:
                 "name": hospital.name,
                 "enrolled_patients": hospital.enrolled_patients,
                 "epsilon": hospital.epsilon if run.private else None,
+                "epsilon_complete": hospital.epsilon_complete if run.private else None,
                 "budget": hospital.budget if run.private else None,
                 **_last_outcome(run, hospital.name),
             }
@@ -56,7 +57,8 @@ def overview_of_hospitals(run: RunRecord) -> dict[str, Any]:
 def summary_lines(overview: Mapping[str, Any]) -> list[str]:
     """The head of `flower-server status`."""
     planned = overview["rounds_planned"]
-    epsilon = f"largest epsilon {bound(overview['epsilon'])}" if overview["private"] else "NOT PRIVATE"
+    largest = spent(overview["epsilon"], complete=overview["epsilon_complete"])
+    epsilon = f"largest epsilon {largest}" if overview["private"] else "NOT PRIVATE"
     lines = [
         f"run {overview['run_id']}: {overview['status']}",
         f"{overview['data']}, {overview['model']}, {epsilon}",
@@ -69,7 +71,8 @@ def table_of_runs(overview: Sequence[Mapping[str, Any]]) -> "Table":
     """Rows of `flower-server list`."""
     table = _table("run", "status", "data", "model", "rounds", "test AUC", "epsilon", "started")
     for run in overview:
-        epsilon = "not private" if run["private"] is False else bound(run["epsilon"])
+        largest = spent(run["epsilon"], complete=run["epsilon_complete"] is not False)
+        epsilon = "not private" if run["private"] is False else largest
         cells = (run["run_id"], run["status"], run["data"], run["model"], quantity(run["rounds"]))
         _add(table, *cells, figure(run["auc"]), epsilon, _minute(run["started"]))
     return table
@@ -85,7 +88,7 @@ def table_of_hospitals(overview: Mapping[str, Any]) -> "Table":
             table,
             row["name"],
             quantity(row["enrolled_patients"]),
-            bound(row["epsilon"], 3),
+            spent(row["epsilon"], 3, complete=row["epsilon_complete"] is not False),
             quantity(row["budget"]),
             quantity(row["last_round"]),
             outcome,
@@ -113,7 +116,8 @@ def _overview(folder: Path) -> dict[str, Any]:
     try:
         return _facts(read_run(folder))
     except FederationError:
-        unknown = dict.fromkeys(("data", "model", "rounds", "auc", "private", "epsilon", "started"))
+        names = ("data", "model", "rounds", "auc", "private", "epsilon", "epsilon_complete", "started")
+        unknown = dict.fromkeys(names)
         return {"run_id": folder.name, "folder": str(folder), "status": "unreadable"} | unknown
 
 
@@ -128,6 +132,7 @@ def _facts(run: RunRecord) -> dict[str, Any]:
         "auc": run.test_metrics.get("auc"),
         "private": run.private,
         "epsilon": run.epsilon_max,
+        "epsilon_complete": not run.epsilon_incomplete,
         "started": run.started,
     }
 

@@ -35,6 +35,10 @@ class HospitalSummary:
     sample_rate: float | None
     steps: int | None
     rounds: int | None
+    releases: int | None
+    """Updates that reached the server, aggregated or not."""
+    epsilon_complete: bool
+    """False when it may have charged for an update that the server never received or could not read."""
     budget: float | None
     """Epsilon that the hospital's policy allows; known in simulations only."""
 
@@ -130,10 +134,18 @@ class RunRecord:
 
     @property
     def epsilon_max(self) -> float | None:
-        """Largest epsilon; None where none is claimed or a hospital that trained did not say it."""
-        trained = [h for h in self.hospitals if h.rounds or h.epsilon is not None]
+        """Largest epsilon received; None where none is claimed or a hospital that trained did not say it.
+
+        A bound on the run's cost only where `epsilon_incomplete` is empty.
+        """
+        trained = [h for h in self.hospitals if h.rounds or h.releases or h.epsilon is not None]
         spent = [h.epsilon for h in trained if h.epsilon is not None]
         return max(spent) if self.private and spent and len(spent) == len(trained) else None
+
+    @property
+    def epsilon_incomplete(self) -> tuple[str, ...]:
+        """Hospitals that may have charged more than the server knows; empty where nothing is claimed."""
+        return tuple(h.name for h in self.hospitals if not h.epsilon_complete) if self.private else ()
 
     @property
     def delta_max(self) -> float | None:
@@ -233,6 +245,7 @@ def _hospital(folder: Path, entry: Mapping[str, Any]) -> HospitalSummary:
     name = str(entry.get("name"))
     enrolled, budget = hospital_settings(folder, name)
     steps, rounds = number(entry.get("steps")), number(entry.get("rounds"))
+    releases = number(entry.get("releases"))
     listed = number(entry.get("enrolled_patients"))
     return HospitalSummary(
         name=name,
@@ -243,6 +256,8 @@ def _hospital(folder: Path, entry: Mapping[str, Any]) -> HospitalSummary:
         sample_rate=number(entry.get("sample_rate")),
         steps=None if steps is None else int(steps),
         rounds=None if rounds is None else int(rounds),
+        releases=None if releases is None else int(releases),
+        epsilon_complete=entry.get("epsilon_complete") is not False,
         budget=budget,
     )
 

@@ -15,8 +15,9 @@ from client.ledger import Ledger
 from client.outbox import Outbox
 from client.release import Door
 from common import messages
-from common.config import HospitalConfig, PublicPlan
+from common.config import PublicPlan
 from common.examples import Examples
+from common.hospital_config import HospitalConfig
 from common.messages import Envelope, RoundKey
 from common.models.registry import initial_parameters
 from common.parameters import parameters_sha256, to_record
@@ -27,7 +28,15 @@ CLASSES = ("negative", "positive")
 
 
 def make_hospital(
-    folder: Path, *, name="north", unit="patient", data="", validation_share=0.0, site=None, **policy
+    folder: Path,
+    *,
+    name="north",
+    unit="patient",
+    data="",
+    validation_share=0.0,
+    classes=(),
+    site=None,
+    **policy,
 ) -> Path:
     """Write `hospital.toml` and, unless `data` names some, 24 patients with one to three pictures each.
 
@@ -47,9 +56,9 @@ def make_hospital(
         data = str(write_part(folder / "data" / "images.npz", train=train, classes=CLASSES, unit=unit))
     values = {
         "hospital": {"name": name, "enrolled-patients": ENROLLED},
-        "data": {"path": data, "validation-share": validation_share},
+        "data": {"path": data, "validation-share": validation_share, "classes": classes},
         "policy": {key.replace("_", "-"): value for key, value in policy.items()},
-        "site": {"device": "cpu", **(site or {})},
+        "site": {"device": "cpu", "ledger": "ledger", **(site or {})},
     }
     (folder / "hospital.toml").write_text(to_toml(parse(HospitalConfig, values, source="test")))
     return folder / "hospital.toml"

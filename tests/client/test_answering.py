@@ -21,7 +21,7 @@ from common.errors import (
     RefusalCode,
     WireError,
 )
-from common.messages import Envelope, refusal_code
+from common.messages import refusal_code
 from tests.client.small_hospital import (
     ask,
     ask_as,
@@ -86,7 +86,7 @@ def test_an_error_leaves_as_one_word_and_is_told_at_home(hospital, monkeypatch, 
 def test_a_message_without_envelope_is_answered(hospital):
     answer = ask(hospital, Message(RecordDict(), 7, messages.TRAIN))
     assert refusal_code(answer) is RefusalCode.WEIGHTS
-    assert Envelope.from_record(answer).key.run_id == ""
+    assert answer["envelope"]["run-id"] == ""
 
 
 @pytest.mark.parametrize(

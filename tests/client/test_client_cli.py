@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from tests.client.small_hospital import ask, make_hospital, make_plan, training_request
-from tests.client.test_closing import closing
+from tests.client.test_closing import RUN, closing
 
 COMMAND = Path(sys.executable).with_name("flower-client")
 
@@ -84,6 +84,7 @@ def test_models_lists_what_was_received(tmp_path, flower_identity):
     toml = make_hospital(tmp_path / "north")
     state = toml.parent / "state"
     assert json.loads(invoke("models", state, "--format", "json").stdout) == []
+    ask(toml, training_request(run_id=RUN))
     ask(toml, closing())
     (model,) = json.loads(invoke("models", state, "--format", "json").stdout)
     assert (model["model"], model["state"]) == ("softmax", "whole")

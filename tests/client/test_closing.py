@@ -13,14 +13,24 @@ from common.files import manifest_problem
 from common.messages import refusal_code
 from common.parameters import parameters_sha256, read_safetensors, to_record
 from common.settings import to_nested
-from tests.client.small_hospital import ask, envelope_of, make_hospital, make_plan, weights_of
+from tests.client.small_hospital import (
+    ask,
+    envelope_of,
+    make_hospital,
+    make_plan,
+    training_request,
+    weights_of,
+)
 
 RUN = "lungs-20260101-000000-abcd"
 
 
 @pytest.fixture
 def hospital(tmp_path, flower_identity):
-    return make_hospital(tmp_path / "north")
+    """A hospital that has trained in RUN."""
+    toml = make_hospital(tmp_path / "north")
+    assert messages.ARRAYS in ask(toml, training_request(run_id=RUN))
+    return toml
 
 
 def closing(*, run_id=RUN, weights=None, description=None, announced=None, card="# A model") -> Message:
@@ -58,6 +68,12 @@ def test_the_model_is_kept_with_card_and_hashes_and_confirmed(hospital):
     assert all((folder / name).stat().st_mode & 0o077 == 0 for name in ("model.safetensors", "MODEL_CARD.md"))
     (listed,) = received_models(models_of(hospital))
     assert (listed["run_id"], listed["model"], listed["state"]) == (RUN, "softmax", "whole")
+
+
+def test_a_model_of_a_run_without_this_hospital_is_not_kept(hospital):
+    answer = ask(hospital, closing(run_id="somebody-elses-run"))
+    assert refusal_code(answer) is RefusalCode.POLICY
+    assert not models_of(hospital).exists()
 
 
 def test_a_model_that_comes_twice_is_kept_once(hospital):
@@ -106,15 +122,16 @@ def described(**changes):
     ],
     ids=lambda bad: f"{next(iter(bad))}={str(next(iter(bad.values())))[:24]}",
 )
-def test_a_model_that_is_not_what_it_says_is_not_kept(hospital, bad):
-    before = {path for path in hospital.parent.parent.rglob("*") if "state" not in path.parts}
-    answer = ask(hospital, closing(**bad))
-    assert refusal_code(answer) is RefusalCode.WEIGHTS
-    assert not models_of(hospital).exists() or not list(models_of(hospital).iterdir())
-    after = {path for path in hospital.parent.parent.rglob("*") if "state" not in path.parts}
-    assert {
-        path for path in after - before if "ledger" not in path.parts and "cache" not in path.parts
-    } == set()
+def test_a_model_that_is_not_what_it_says_is_not_kept(hospital, tmp_path, bad):
+    before = set(tmp_path.rglob("*"))
+    assert refusal_code(ask(hospital, closing(**bad))) is RefusalCode.WEIGHTS
+    assert {path.name for path in set(tmp_path.rglob("*")) - before} <= {"hospital.log"}
+
+
+def test_a_model_of_a_run_in_which_it_did_not_train_is_not_kept(hospital, tmp_path):
+    before = set(tmp_path.rglob("*"))
+    assert refusal_code(ask(hospital, closing(run_id="somebody-elses-run"))) is RefusalCode.POLICY
+    assert {path.name for path in set(tmp_path.rglob("*")) - before} <= {"hospital.log"}
 
 
 def test_an_unknown_model_is_not_kept(hospital):

@@ -3,8 +3,9 @@
 import pytest
 
 from client.policy import TrainingRequest, affordable_rounds, agree
-from common.config import HospitalConfig, PrivacyKnobs, PublicPlan
+from common.config import PrivacyKnobs, PublicPlan
 from common.errors import BudgetError, PolicyError, Refusal, RefusalCode
+from common.hospital_config import HospitalConfig
 from common.privacy.accountant import epsilon
 from common.privacy.plan import PrivacyEvent
 from common.settings import parse
@@ -29,11 +30,13 @@ def request(*, rounds=6, round_number=1, private=True, reproducible=False, **kno
         private=private,
         reproducible=reproducible,
         unit="patient",
+        image_size=28,
+        classes=("normal", "opacity"),
     )
 
 
 def ask(config, asked, histories=((),), **more):
-    return agree(config, asked, histories=histories, **{"num_units": N, **more})
+    return agree(config, asked, histories=histories, **more)
 
 
 def events(plan, rounds):
@@ -128,9 +131,11 @@ def test_ceilings_themselves_are_allowed():
     assert ask(config, request(l2_clip_norm=2.0, local_steps=2)).l2_clip_norm == 2.0
 
 
-def test_too_few_patients_really_there_are_too_few():
-    with pytest.raises(PolicyError, match="fewer"):
-        ask(hospital(), request(), num_units=1)
+def test_a_run_with_other_classes_than_the_hospitals_is_refused():
+    config = hospital()
+    named = config.model_copy(update={"data": config.data.model_copy(update={"classes": ("a", "b")})})
+    with pytest.raises(PolicyError, match="classes"):
+        ask(named, request())
 
 
 @pytest.mark.parametrize("asked", [{"private": False}, {"reproducible": True}])

@@ -20,8 +20,10 @@ from common.privacy.plan import PrivacyEvent
 from simulations.engines.processes import start_process, stop_process
 from tests.client.small_hospital import (
     BOUNDARIES,
+    CLASSES,
     ENROLLED,
     PATIENTS,
+    SIZE,
     ask,
     ask_and_die,
     charges,
@@ -108,7 +110,9 @@ def test_the_same_question_gets_the_same_bytes_and_is_charged_once(hospital, tra
     assert len(charges(hospital)) == len(trainings) == 1
 
 
-def test_the_same_question_four_times_at_once_is_trained_once(hospital, trainings):
+def test_the_same_question_four_times_at_once_is_trained_once(hospital, trainings, monkeypatch):
+    begin = client.round._trained
+    monkeypatch.setattr(client.round, "_trained", lambda *a, **kw: (time.sleep(0.2), begin(*a, **kw))[1])
     requests = [training_request() for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
         answers = [everything_in(a) for a in threads.map(lambda r: ask(hospital, r), requests)]
@@ -169,12 +173,20 @@ def test_a_new_attempt_is_charged_anew(hospital):
     assert [charge.key.attempt for charge in charges(hospital)] == [1, 2]
 
 
-def test_an_altered_sealed_answer_is_not_sent(hospital, trainings):
+DAMAGES = {
+    "a flipped bit": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    "cut short": lambda content: content[:-5],
+    "a torn header": lambda content: content[:20],
+    "emptied": lambda content: b"",
+    "something else": lambda content: b"no answer at all",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_sealed_answer_is_neither_sent_nor_trained_again(hospital, trainings, damage):
     ask(hospital, training_request())
     (file,) = hospital.parent.glob("state/outbox/*.safetensors")
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
     assert refusal_code(ask(hospital, training_request())) is RefusalCode.LEDGER
     assert len(charges(hospital)) == len(trainings) == 1
 
@@ -257,6 +269,11 @@ BAD_REQUESTS = {
     "masked": with_envelope(masked=True),
     "other task": with_envelope(task="segmentation"),
     "round of another kind": with_envelope(round="1"),
+    "round beyond all": with_envelope(round=10**9),
+    "negative attempt": with_envelope(attempt=-1),
+    "endless task": with_envelope(task="x" * 65),
+    "run id of a path": with_envelope(run_id="../run"),
+    "hash of another kind": with_envelope(model_hash="x" * 64),
 }
 
 
@@ -317,9 +334,10 @@ def test_reproducible_means_the_same_bits_on_another_disk_and_others_in_another_
 @pytest.mark.parametrize(
     ("policy", "asked", "code"),
     [
-        ({"minimum_patients": 25}, {}, "policy"),  # 24 patients, 30 enrolled: the true number decides
+        ({"minimum_patients": 31}, {}, "policy"),
         ({"maximum_rounds": 3}, {}, "policy"),
         ({"maximum_local_steps": 1}, {}, "policy"),
+        ({"maximum_steps": 7}, {}, "policy"),
         ({"maximum_clip_norm": 0.5}, {}, "policy"),
         ({"maximum_noise_multiplier": 3.0}, {"minimum_noise_multiplier": 3.5}, "policy"),
         ({"mode": "solve", "epsilon": 0.5, "maximum_noise_multiplier": 1.0}, {}, "policy"),
@@ -332,6 +350,36 @@ def test_what_the_policy_forbids_is_not_charged(tmp_path, flower_identity, train
     assert refusal_code(answer).value == code
     assert charges(toml) == ()
     assert not trainings
+
+
+def test_no_answer_depends_on_the_true_number_of_patients(tmp_path, flower_identity):
+    """24 patients are here and 30 enrolled: what is allowed is decided by the public count alone."""
+    toml = make_hospital(tmp_path / "north", minimum_patients=ENROLLED)
+    assert refusal_code(ask(toml, training_request())) is None
+
+
+def test_a_run_with_other_classes_or_larger_images_than_agreed_is_refused(tmp_path, flower_identity):
+    toml = make_hospital(tmp_path / "north", classes=CLASSES, maximum_image_size=SIZE)
+    for asked in ({"classes": ("negative", "stage-2")}, {"image-size": SIZE + 1}):
+        answer = ask(toml, training_request(make_plan(data=asked)))
+        assert refusal_code(answer) is RefusalCode.POLICY
+    assert charges(toml) == ()
+    assert refusal_code(ask(toml, training_request())) is None
+
+
+def test_what_is_trained_on_a_standing_charge_is_what_was_charged(hospital, monkeypatch):
+    def crash(**_):
+        raise MemoryError
+
+    monkeypatch.setattr(client.round, "train_privately", crash)
+    ask(hospital, training_request())
+    monkeypatch.undo()
+    (before,) = charges(hospital)
+    for other in ({"l2-clip-norm": 50.0}, {"max-images-per-patient": 9}, {"local-steps": 3}):
+        answer = ask(hospital, training_request(make_plan(privacy=other)))
+        assert refusal_code(answer) is RefusalCode.CONFLICT
+    assert charges(hospital) == (before,)
+    assert refusal_code(ask(hospital, training_request())) is None
 
 
 def test_a_server_may_ask_for_more_noise(hospital):
@@ -376,6 +424,24 @@ def test_a_budget_for_three_rounds_gives_three_answers(tmp_path, flower_identity
     assert spent[-1] <= three * 1.0001
     # Another study on the same patients finds the same empty purse.
     assert refusal_code(ask(toml, training_request(plan, run_id="other"))) is RefusalCode.BUDGET
+
+
+def test_the_last_affordable_round_is_answered_also_after_a_crash(tmp_path, flower_identity, monkeypatch):
+    one = PrivacyEvent(sampling_rate=0.5, noise_multiplier=2.0, steps=2)
+    budget = 1.0001 * epsilon([one], delta=1 / (10 * ENROLLED))
+    toml = make_hospital(tmp_path / "north", epsilon=budget)
+
+    def crash(**_):
+        raise MemoryError
+
+    monkeypatch.setattr(client.round, "train_privately", crash)
+    assert refusal_code(ask(toml, training_request())) is RefusalCode.INTERNAL
+    monkeypatch.undo()
+    (before,) = charges(toml)
+    assert refusal_code(ask(toml, training_request())) is None
+    (after,) = charges(toml)
+    assert after.hash == before.hash
+    assert refusal_code(ask(toml, training_request(round_number=2))) is RefusalCode.BUDGET
 
 
 def test_images_without_patients_are_refused_to_a_run_that_protects_patients(tmp_path, flower_identity):

@@ -9,8 +9,8 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from client.site import Site, open_site
-from common.config import HospitalConfig
 from common.errors import ConfigError, FederationError
+from common.hospital_config import HospitalConfig
 from common.settings import load
 from tests.client.small_hospital import PATIENTS, make_hospital, make_plan
 
@@ -78,10 +78,14 @@ def test_configured_folders_are_taken_from_the_files_own_place(tmp_path):
     assert site.cache_folder.resolve() == tmp_path / "scratch"
 
 
-def test_two_studies_of_one_site_share_a_ledger(tmp_path):
-    shared = {"ledger": str(tmp_path / "ledger")}
-    lungs, hearts = (site_of(make_hospital(tmp_path / s, site=shared)) for s in ("lungs", "hearts"))
+def test_two_studies_of_one_site_share_a_ledger_unless_told_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "site-state"))
+    lungs, hearts = (site_of(make_hospital(tmp_path / s, site={"ledger": ""})) for s in ("lungs", "hearts"))
     assert lungs.ledger.site_key == hearts.ledger.site_key
+    assert lungs.ledger.folder == tmp_path / "site-state" / "hospital-federation" / "ledger"
+    apart = site_of(make_hospital(tmp_path / "apart"))
+    assert apart.ledger.folder == tmp_path / "apart" / "ledger"
+    assert apart.ledger.site_key != lungs.ledger.site_key
 
 
 def test_images_are_read_once_per_process_and_contract(toml):

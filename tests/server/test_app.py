@@ -49,10 +49,12 @@ def test_a_run_is_fedavg_and_leaves_everything(folder):
         "enrolled_patients": 300,
         "epsilon": 1.5,
         "delta": 1e-3,
-        "noise_multiplier": 1.25,
+        "epsilon_complete": True,
+        "noise_multiplier": 4.0,
         "sample_rate": 0.5,
         "steps": 6,
         "rounds": 3,
+        "releases": 3,
         "model_received": True,
         "test": {},
     }

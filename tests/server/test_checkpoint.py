@@ -8,8 +8,9 @@ import pytest
 
 from common.errors import CheckpointError
 from server.checkpoint import restore_newest, write_checkpoint
-from server.run_state import HospitalTotals, RunState
+from server.run_state import RunState
 from server.server_optimizer import OptimizerState
+from server.totals import HospitalTotals, OpenQuestion
 from tests.server.fake_federation import some_parameters
 
 
@@ -23,9 +24,15 @@ def state_after(round_number: int) -> RunState:
             first_moment=some_parameters(round_number, 2), second_moment=some_parameters(round_number, 3)
         ),
         average=some_parameters(round_number, 4),
-        hospitals={"a": HospitalTotals(enrolled_patients=100, rounds=round_number, steps=2, epsilon=0.5)},
+        hospitals={"a": some_totals(round_number)},
         wall_s=1.5 * round_number,
     )
+
+
+def some_totals(round_number: int) -> HospitalTotals:
+    question = OpenQuestion(key=f"1/{round_number}/ab", asked=1.0, until=2.0)
+    totals = HospitalTotals(enrolled_patients=100, rounds=round_number, epsilon=0.5, open=(question,))
+    return totals.released(question, None, planned_steps=2)
 
 
 def assert_equal_states(first: RunState, second: RunState) -> None:

@@ -13,6 +13,8 @@ from common.config import PublicPlan
 from common.errors import RefusalCode
 from common.messages import Envelope, RoundKey
 from common.parameters import to_record
+from common.privacy.accountant import epsilon_prv, epsilon_rdp, running_epsilon
+from common.privacy.plan import PrivacyEvent
 from common.settings import parse
 from server.hospitals import Hospital
 from server.update_checks import (
@@ -29,7 +31,7 @@ from tests.server.fake_federation import TEMPLATE, FakeGrid, some_parameters
 
 HOSPITAL = Hospital(name="a", node_id=5, enrolled_patients=200)
 KEY = RoundKey(run_id="run", attempt=1, round_number=4, model_hash="ab" * 32)
-METRICS = {"num-examples": 200, "noise-multiplier": 1.0, "steps": 1}
+METRICS = {"num-examples": 200, "noise-multiplier": 1.0, "steps": 1, "epsilon": 3.0, "delta": 5e-4}
 
 
 def question(**plan) -> Question:
@@ -39,6 +41,7 @@ def question(**plan) -> Question:
         template=TEMPLATE,
         weights_norm=1.0,
         norm_factor=10.0,
+        maximum_noise_multiplier=1000.0,
     )
 
 
@@ -244,3 +247,45 @@ def test_without_privacy_sgd_has_no_bound_but_the_absolute_one():
     large["bias"][0] = 2 * ABSOLUTE_NORM_LIMIT
     content = {"arrays": to_record(large), "metrics": metrics}
     assert judge_reply(reply(content), question(**plan), HOSPITAL).code == Defect.NORM
+
+
+@pytest.mark.parametrize(("noise_multiplier", "code"), [(1000.0, None), (1000.5, Defect.NOISE)])
+def test_a_hospital_cannot_widen_its_norm_limit_with_more_noise_than_the_server_takes(noise_multiplier, code):
+    content = good_content() | {"metrics": MetricRecord(METRICS | {"noise-multiplier": noise_multiplier})}
+    judged = judge_reply(reply(content), question(), HOSPITAL)
+    assert (judged.code if isinstance(judged, Rejection) else None) == code
+
+
+@pytest.mark.parametrize("share", [0.5, 0.98, 1.0, 1.2])
+@pytest.mark.parametrize(
+    ("sampling_rate", "noise_multiplier", "steps"), [(0.5, 1.0, 1), (0.1, 0.6, 20), (1.0, 3.0, 4)]
+)
+def test_an_epsilon_below_what_the_round_must_cost_is_refused(sampling_rate, noise_multiplier, steps, share):
+    event = PrivacyEvent(sampling_rate=sampling_rate, noise_multiplier=noise_multiplier, steps=steps)
+    stated = share * epsilon_rdp([event], delta=5e-4)  # another accountant, looser than PLD
+    cost = epsilon_prv([event], delta=5e-4)
+    metrics = {"num-examples": 200, "noise-multiplier": noise_multiplier, "steps": steps}
+    content = good_content() | {"metrics": MetricRecord(metrics | {"epsilon": stated, "delta": 5e-4})}
+    plan = {"privacy": {"sampling-rate": sampling_rate, "local-steps": steps}}
+    judged = judge_reply(reply(content), question(**plan), HOSPITAL)
+    if stated > 1.02 * cost:
+        assert isinstance(judged, Update)
+    elif stated < 0.95 * cost:
+        assert judged == Rejection(outcome=Outcome.INVALID, code=Defect.METRICS.value)
+    honest = running_epsilon([event], delta=5e-4)
+    for factor, accepted in [(1.0, True), (0.992, True), (0.985, False)]:
+        metrics |= {"epsilon": factor * honest, "delta": 5e-4}
+        content = good_content() | {"metrics": MetricRecord(metrics)}
+        assert isinstance(judge_reply(reply(content), question(**plan), HOSPITAL), Update) is accepted
+
+
+@pytest.mark.parametrize("missing", ["epsilon", "delta", "steps"])
+def test_a_private_answer_states_its_whole_cost(missing):
+    metrics = {name: value for name, value in METRICS.items() if name != missing}
+    content = good_content() | {"metrics": MetricRecord(metrics)}
+    assert judge_reply(reply(content), question(), HOSPITAL).code == Defect.METRICS
+
+
+def test_hardly_any_noise_is_judged_in_no_time_and_memory():
+    content = good_content() | {"metrics": MetricRecord(METRICS | {"noise-multiplier": 1e-12})}
+    assert judge_reply(reply(content), question(), HOSPITAL).code == Defect.METRICS

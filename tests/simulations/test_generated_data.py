@@ -9,8 +9,8 @@ from PIL import Image
 
 from client.images.dataset import read_hospital_images
 from client.images.phantoms import CLASSES
-from common.config import DataConfig
 from common.errors import DataError
+from common.hospital_config import DataConfig
 from common.preprocessing import Preprocessing
 from simulations.generated_data import NOTICE, SPLITS, write_generated_data
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from client.images.dataset import read_hospital_images
-from common.config import HospitalConfig
 from common.errors import ConfigError, DataError
+from common.hospital_config import HospitalConfig
 from common.preprocessing import Preprocessing
 from common.settings import load
 from simulations.generated_data import write_generated_data
@@ -66,7 +66,8 @@ def test_the_run_folder_holds_every_patient_once_and_names_nobody(tmp_path: Path
     train_rows = 0
     for hospital in prepared.hospitals:
         config, images = hospital_images(prepared, hospital.name)
-        assert images.train.num_units == hospital.patients == config.hospital.enrolled_patients
+        assert images.train.num_units == hospital.patients
+        assert config.hospital.enrolled_patients == enrolled(hospital.patients)
         assert images.train.num_rows == hospital.images
         assert images.unit == "patient"
         assert config.policy.epsilon == 8
@@ -181,9 +182,10 @@ def test_a_moved_run_folder_finds_its_images_again(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 10**7))
-def test_the_public_count_is_rounded_up_to_two_digits(patients: int) -> None:
+def test_the_public_count_is_rounded_up_to_tens_and_two_digits(patients: int) -> None:
     public = enrolled(patients)
-    assert patients <= public < max(patients + 1, patients * 1.1 + 1)
+    assert patients <= public < max(patients + 10, patients * 1.1 + 1)
+    assert public % 10 == 0
     assert len(str(public).rstrip("0")) <= 2
 
 
@@ -240,7 +242,7 @@ def test_real_sites_of_which_one_is_too_small(shared_data: Path, tmp_path: Path)
 
 def test_grey_arrays_need_no_look(shared_data: Path) -> None:
     from client.images.dataset import read_records
-    from common.config import DataConfig
+    from common.hospital_config import DataConfig
 
     path = shared_data / "pneumoniamnist" / "pneumoniamnist.npz"
     assert channels_of(read_records(DataConfig(path=str(path)), classes=None)) == 1

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from client.images.dataset import read_hospital_images
-from common.config import DataConfig
+from common.hospital_config import DataConfig
 from common.preprocessing import Preprocessing
 
 SIZE = 12

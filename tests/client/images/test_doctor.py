@@ -4,7 +4,7 @@ import pytest
 
 from client.images.cache import FOLDER
 from client.images.doctor import check_images
-from common.config import DataConfig
+from common.hospital_config import DataConfig
 from common.preprocessing import Preprocessing
 
 

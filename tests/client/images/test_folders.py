@@ -3,8 +3,8 @@ import pytest
 
 from client.images.layout import find_records
 from client.images.records import SkipReason
-from common.config import DataConfig
 from common.errors import DataError
+from common.hospital_config import DataConfig
 
 
 def fill(root, draw, *, splits=("train", "test"), classes=("ill", "normal"), each=3):

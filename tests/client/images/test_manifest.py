@@ -4,8 +4,8 @@ import pytest
 from client.images.dataset import read_records
 from client.images.records import SkipReason
 from client.images.tables import read_table
-from common.config import DataConfig
 from common.errors import DataError
+from common.hospital_config import DataConfig
 
 ROWS = [
     ("a.png", "ill", "p1", "train", "north"),

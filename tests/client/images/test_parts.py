@@ -8,7 +8,7 @@ import pytest
 from client.images.dataset import read_records
 from client.images.decoded import decode_records
 from client.images.parts import write_part
-from common.config import DataConfig
+from common.hospital_config import DataConfig
 from common.preprocessing import Preprocessing
 
 ROWS = [

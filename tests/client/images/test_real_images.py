@@ -8,7 +8,7 @@ import numpy as np
 
 from client.images.dataset import read_records
 from client.images.decoded import decode_records
-from common.config import DataConfig
+from common.hospital_config import DataConfig
 from common.preprocessing import Preprocessing
 
 

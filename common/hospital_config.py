@@ -1,0 +1,121 @@
+"""A hospital's configuration: identity, data, policy, site (read by `common.settings`)."""
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from common.settings import Section
+
+
+class HospitalSection(Section):
+    """Who this hospital is."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name on the federation's roster: letters, digits, dot, dash, underscore."""
+    enrolled_patients: int = Field(ge=1)
+    """The one public, rounded count: divisor, weight and delta use only this."""
+
+
+class DataConfig(Section):
+    """Where the images are and how to read them; never leaves the hospital."""
+
+    path: str
+    """A `.npz`, a folder `split/class/*` or `class/*`, or a CSV manifest."""
+    path_column: str = ""
+    """CSV: column of the image file; empty finds it by its name."""
+    path_root: str = ""
+    """CSV: folder that the image paths start from; empty is the CSV's own."""
+    label_column: str = ""
+    """CSV: column of the label; empty finds it by its name."""
+    patient_column: str = ""
+    """CSV: column of the patient; empty finds it by its name, and without one every image is its own unit."""
+    split_column: str = ""
+    """CSV: column of train/val/test; empty finds it by its name."""
+    classes: tuple[str, ...] = Field(default=(), max_length=1000)
+    """The only class names that a run may use here, in label order; empty takes those of the run."""
+    validation_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of patients kept from training where the data name no validation split; by a keyed hash."""
+    max_pixels: int = Field(default=50_000_000, ge=1)
+    """Larger images are skipped before decoding (decompression bombs)."""
+    max_skipped_share: float = Field(default=0.05, ge=0, le=1)
+    """Above this share of unusable images the hospital stops."""
+
+
+class PolicyConfig(Section):
+    """The hospital's own privacy policy; what a server asks can only be stricter."""
+
+    mode: Literal["solve", "fixed"] = "solve"
+    """`solve`: noise from what this run may spend. `fixed`: noise given, leave when no round fits."""
+    epsilon: float = Field(default=8.0, gt=0)
+    """Budget of the worst-off patient over everything ever trained here."""
+    delta: float | None = Field(default=None, gt=0, lt=1)
+    """Delta of the budget; without it 1 / (10 * enrolled patients)."""
+    noise_multiplier: float | None = Field(default=None, gt=0)
+    """Noise for mode `fixed`."""
+    minimum_noise_multiplier: float = Field(default=0.3, gt=0)
+    """Floor: less noise is never used."""
+    maximum_noise_multiplier: float = Field(default=500.0, gt=0)
+    """Ceiling: a plan that needs more is refused, it would only train on noise."""
+    maximum_clip_norm: float = Field(default=100.0, gt=0)
+    """Ceiling for the server's clipping norm."""
+    maximum_rounds: int = Field(default=10_000, ge=1)
+    """Ceiling for the rounds of one run."""
+    maximum_local_steps: int = Field(default=1_000, ge=1)
+    """Ceiling for the steps of one round."""
+    maximum_steps: int = Field(default=100_000, ge=1)
+    """Ceiling for the steps of a whole run."""
+    maximum_image_size: int = Field(default=512, ge=8)
+    """Ceiling for the side of the images, in pixels: memory and time grow with its square."""
+    maximum_round_s: float = Field(default=86_400.0, gt=0)
+    """Ceiling for the seconds that one round may take."""
+    minimum_patients: int = Field(default=2, ge=1)
+    """With fewer patients the hospital does not train."""
+    allow_non_private: bool = False
+    """Take part in runs without differential privacy."""
+
+    @model_validator(mode="after")
+    def _fixed_names_its_noise(self) -> Self:
+        if self.mode == "fixed" and self.noise_multiplier is None:
+            raise ValueError("mode = 'fixed' needs noise-multiplier, for example 1.2")
+        if self.minimum_noise_multiplier > self.maximum_noise_multiplier:
+            raise ValueError("minimum-noise-multiplier is above maximum-noise-multiplier")
+        return self
+
+
+class SiteConfig(Section):
+    """Folders and hardware of the hospital's machine."""
+
+    ledger: str = ""
+    """Folder of the privacy ledger, one for all studies of the site; empty is the user's state folder."""
+    cache: str = ""
+    """Folder for decoded images, readable by its owner only; empty is `cache` beside this file."""
+    state: str = ""
+    """Folder of sealed answers and received models; empty is `state` beside this file."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """auto, cpu or cuda:N."""
+    threads: int = Field(default=0, ge=0)
+    """Threads of one training process; 0 leaves the choice to the engine."""
+
+
+class HospitalConfig(Section):
+    """A hospital's TOML file: identity, data, policy, site."""
+
+    hospital: HospitalSection
+    data: DataConfig
+    policy: PolicyConfig = PolicyConfig()
+    site: SiteConfig = SiteConfig()
+
+    @property
+    def delta(self) -> float:
+        """Delta of the budget, by default 1 / (10 n) for the enrolled n."""
+        return self.policy.delta or 1 / (10 * self.hospital.enrolled_patients)
+
+    def ledger_folder(self, folder: Path) -> Path:
+        """Where the ledger lies, for a `hospital.toml` in `folder`.
+
+        Two studies on the same patients must compose, so the default belongs to the user, not to the study.
+        """
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        return folder / (self.site.ledger or state / "hospital-federation" / "ledger")

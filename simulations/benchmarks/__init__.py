@@ -1,0 +1,1 @@
+"""What `flower-simulate bench` measures, one file per subject."""
