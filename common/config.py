@@ -1,4 +1,4 @@
-"""The federation's configuration: the public plan and what only the server needs (read by `common.settings`)."""
+"""The federation's configuration: the public plan and what only the server needs (see `common.settings`)."""
 
 from typing import Literal, Self
 
