@@ -17,6 +17,7 @@ from common.config import FederationConfig
 from common.errors import FederationError
 from common.files import write_json_atomically
 from simulations.engines.processes import start_process, stop_process
+from simulations.ledgers import charged
 from simulations.scoring_process import serve
 
 EVALUATION, RESULT = "evaluation.json", "result.json"
@@ -135,7 +136,7 @@ def newest_checkpoint(folder: Path) -> int | None:
 
 
 def complete_result(folder: Path, evaluation: Mapping[str, Any], *, engine: str) -> dict[str, Any]:
-    """Fill the scores and the engine into result.json, which the server has written without them."""
+    """Fill scores, engine and what the ledgers say into result.json, which the server has written without."""
     result = _read(folder / RESULT)
     result["engine"] = engine
     for split in ("test", "validation"):
@@ -144,6 +145,8 @@ def complete_result(folder: Path, evaluation: Mapping[str, Any], *, engine: str)
     result["time"] = result.get("time", {}) | times_of_rounds(_lines(folder / "metrics.jsonl"))
     for hospital in result.get("hospitals", []):
         hospital["test"] = evaluation["hospitals"].get(hospital["name"], {})
+        if result.get("private"):
+            hospital |= charged(folder, hospital["name"], result["run_id"])
     write_json_atomically(folder / RESULT, result)
     return result
 

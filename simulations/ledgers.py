@@ -1,0 +1,29 @@
+"""What simulated hospitals have really been charged: a simulation may read their ledgers, a server may not."""
+
+from pathlib import Path
+from typing import Any
+
+from client.ledger import Ledger
+from common.errors import LedgerError
+from simulations.preparation import HOSPITALS
+
+
+def charged(folder: Path, name: str, run_id: str) -> dict[str, Any]:
+    """Epsilon, steps and releases of a hospital in a run, by its own ledger; empty without a private charge.
+
+    Also counts what the server never read: a late update, a round that was given up, a charge before a crash.
+    """
+    try:
+        charges = Ledger.open(folder / HOSPITALS / name / "ledger", create=False).charges()
+    except LedgerError:
+        return {}
+    own = [c for c in charges if c.key.run_id == run_id and c.claims_privacy and c.event and c.epsilon]
+    if not own:
+        return {}
+    return {
+        "epsilon": max(c.epsilon for c in own if c.epsilon is not None),
+        "epsilon_complete": True,
+        "delta": own[-1].delta,
+        "steps": sum(c.event.steps for c in own if c.event is not None),
+        "releases": sum(c.sealed_sha256 is not None for c in own),
+    }
