@@ -1,4 +1,4 @@
-"""What simulated hospitals have really been charged: a simulation may read their ledgers, a server may not."""
+"""What simulated hospitals were really charged: a simulation may read their ledgers, a server may not."""
 
 from pathlib import Path
 from typing import Any
