@@ -217,6 +217,7 @@ def test_verify_tells_findings_in_words(folder):
 def test_show_and_verify_by_the_hospitals_file(folder):
     (folder.parent / "hospital.toml").write_text(
         '[hospital]\nname = "north"\nenrolled-patients = 1000\n[data]\npath = "x.npz"\n'
+        f'[site]\nledger = "{folder.name}"\n'
     )
     for where in (folder.parent / "hospital.toml", folder.parent, folder):
         result = CliRunner().invoke(ledger_app, ["show", str(where), "--format", "json"])
