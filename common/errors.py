@@ -6,6 +6,10 @@ FederationError                what was expected, what came, what to do (three l
 ├── ModelError                 a model that does not exist or cannot be trained here
 │   └── BatchNormError         layers that couple patients
 ├── WireError                  a message or file that breaks the wire contract
+│   └── SchemaError            another version of it (common.messages)
+├── TrainingStopped            the deadline passed between two steps (client.training)
+├── EngineError                the simulation's engine cannot go on (simulations.engines.embedded)
+├── Refusal                    a hospital's answer instead of an update
 ├── CheckpointError            a checkpoint that is missing, torn or altered
 ├── QuorumError                too few hospitals for too long
 └── PrivacyError               nothing may be trained

@@ -1,10 +1,14 @@
-"""What simulated hospitals were really charged: a simulation may read their ledgers, a server may not."""
+"""What simulated hospitals were really charged and let out: a simulation may look, a server may not."""
 
+import contextlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from client.ledger import Ledger
 from common.errors import LedgerError
+from common.files import write_bytes_atomically
 from simulations.preparation import HOSPITALS
 
 
@@ -27,3 +31,15 @@ def charged(folder: Path, name: str, run_id: str) -> dict[str, Any]:
         "steps": sum(c.event.steps for c in own if c.event is not None),
         "releases": sum(c.sealed_sha256 is not None for c in own),
     }
+
+
+def collect_audit(folder: Path, hospitals: Sequence[str]) -> None:
+    """Write `audit.jsonl` of the run folder: every line of the hospitals' own audit logs, by time."""
+    lines = []
+    for name in hospitals:
+        with contextlib.suppress(FileNotFoundError):
+            own = (folder / HOSPITALS / name / "state" / "audit.jsonl").read_text().splitlines()
+            lines += [{"hospital": name, **json.loads(line)} for line in own]
+    lines.sort(key=lambda line: line["time"])
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_bytes_atomically(folder / "audit.jsonl", text.encode())

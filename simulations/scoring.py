@@ -17,7 +17,7 @@ from common.config import FederationConfig
 from common.errors import FederationError
 from common.files import write_json_atomically
 from simulations.engines.processes import start_process, stop_process
-from simulations.ledgers import charged
+from simulations.ledgers import charged, collect_audit
 from simulations.scoring_process import serve
 
 EVALUATION, RESULT = "evaluation.json", "result.json"
@@ -147,6 +147,7 @@ def complete_result(folder: Path, evaluation: Mapping[str, Any], *, engine: str)
         hospital["test"] = evaluation["hospitals"].get(hospital["name"], {})
         if result.get("private"):
             hospital |= charged(folder, hospital["name"], result["run_id"])
+    collect_audit(folder, [hospital["name"] for hospital in result.get("hospitals", [])])
     write_json_atomically(folder / RESULT, result)
     return result
 

@@ -1,9 +1,11 @@
 """A simulation states what its hospitals were charged, not only what its server heard of."""
 
+import json
+
 from client.ledger import Ledger
 from common.messages import RoundKey
 from common.privacy.plan import PrivacyEvent
-from simulations.ledgers import charged
+from simulations.ledgers import charged, collect_audit
 
 EVENT = PrivacyEvent(sampling_rate=1.0, noise_multiplier=20.0, steps=2)
 
@@ -32,3 +34,14 @@ def test_nothing_is_claimed_for_a_run_without_privacy_or_without_a_ledger(tmp_pa
     assert charged(tmp_path, "north", "run") == {}
     charge(tmp_path, rounds=(1,), claims=False)
     assert charged(tmp_path, "north", "run") == {}
+
+
+def test_what_left_the_hospitals_stands_in_one_file_by_time(tmp_path):
+    for name, times in (("north", (1.0, 4.0)), ("south", (2.0,))):
+        state = tmp_path / "hospitals" / name / "state"
+        state.mkdir(parents=True)
+        lines = (json.dumps({"time": time, "what": "update"}) for time in times)
+        (state / "audit.jsonl").write_text("".join(line + "\n" for line in lines))
+    collect_audit(tmp_path, ["north", "south", "never-asked"])
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [(line["time"], line["hospital"]) for line in lines] == [(1, "north"), (2, "south"), (4, "north")]
