@@ -157,7 +157,7 @@ def _not_covered(run: RunRecord) -> list[str]:
         "private and stand in the same ledgers",
         "a person who is a patient of several of these hospitals: their epsilons add up",
         "timing, crashes and whether a hospital took part in a round",
-        "a hospital's noise and its leaving for want of budget follow from what its patients spent before, so "
+        "a hospital's noise, and its leaving for want of budget, follow from what its patients spent: "
         "they can tell that patients of an earlier run take part again",
         "rounding in floating-point arithmetic: the Gaussian noise is not discretised",
         "the images where they lie: guarding them is the hospital's task",
