@@ -95,8 +95,6 @@ class SiteConfig(Section):
     """Folder of sealed answers and received models; empty is `state` beside this file."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu or cuda:N."""
-    threads: int = Field(default=0, ge=0)
-    """Threads of one training process; 0 leaves the choice to the engine."""
 
 
 class HospitalConfig(Section):

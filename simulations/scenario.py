@@ -136,7 +136,6 @@ def settle(scenario: Scenario, facts: DataFacts) -> FederationConfig:
     advised = recommended(
         private=private,
         model=model,
-        image_size=facts.image_size,
         units_per_hospital=facts.units_per_hospital,
         epsilon=scenario.epsilon or DEFAULT_EPSILON,
     )
