@@ -112,6 +112,9 @@ class ServerSection(Section):
     maximum_noise_multiplier: float = Field(default=1000.0, gt=0)
     """An update that states more noise is refused: the bound on its norm grows with the noise."""
 
+    require_same_release: bool = True
+    """Take in only hospitals with this release of hospital-federation and of Flower."""
+
     @model_validator(mode="after")
     def _ema_exists(self) -> Self:
         if self.final_model == "ema" and self.ema_decay == 0:
@@ -130,6 +133,8 @@ class RuntimeSection(Section):
     """Folder with one prepared hospital per sub-folder (simulations); empty outside."""
     expected_hospitals: int = Field(default=0, ge=0)
     """Hospitals to wait for before round 1; 0 means whoever is there at the quorum."""
+    roster: str = ""
+    """File of the enrolled hospitals, the only ones that are asked; empty (simulations) asks every node."""
 
 
 class PublicPlan(Section):

@@ -39,6 +39,9 @@ class RefusalCode(StrEnum):
     DATA = "data"
     LEDGER = "ledger"
     LATE = "deadline-passed"
+    CODE = "code-not-accepted"
+    PAUSED = "paused"
+    LEFT = "left"
     INTERNAL = "internal-error"
 
 

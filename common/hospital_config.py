@@ -95,6 +95,23 @@ class SiteConfig(Section):
     """Folder of sealed answers and received models; empty is `state` beside this file."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu or cuda:N."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """Threads of the worker's arithmetic; 0 uses every core."""
+
+
+class ConnectionConfig(Section):
+    """How the hospital reaches the federation; paths start from the folder of this file."""
+
+    enrolment: str = "enrolment.toml"
+    """File from the operator: address, certificate authority, roster entry."""
+    key: str = "keys/hospital.key"
+    """The hospital's private key; readable by its owner only."""
+    https_proxy: str = ""
+    """http://host:port of the hospital's proxy; empty goes straight out, or by HTTPS_PROXY."""
+    runtime_port: int = Field(default=9094, ge=1, le=65535)
+    """Port on 127.0.0.1 between Flower's SuperNode and the worker."""
+    health_port: int = Field(default=9095, ge=1, le=65535)
+    """Port on 127.0.0.1 that answers gRPC health."""
 
 
 class HospitalConfig(Section):
@@ -104,6 +121,7 @@ class HospitalConfig(Section):
     data: DataConfig
     policy: PolicyConfig = PolicyConfig()
     site: SiteConfig = SiteConfig()
+    connection: ConnectionConfig = ConnectionConfig()
 
     @property
     def delta(self) -> float:

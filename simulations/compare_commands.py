@@ -34,8 +34,9 @@ def compare_ways(
     quiet: Annotated[bool, typer.Option("--quiet", help="No live tables.")] = False,
 ) -> None:
     """Train centrally, each hospital alone, federated, and federated under privacy, on the same split."""
+    from common.exit_codes import ExitCode
     from simulations.compare import compare
-    from simulations.run import ExitCode, say_on_stderr
+    from simulations.run import say_on_stderr
 
     comparison = compare(
         scenario,

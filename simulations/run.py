@@ -12,13 +12,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from common.config import FederationConfig
 from common.errors import ConfigError, FederationError
+from common.exit_codes import ExitCode, exit_code_of
 from common.settings import load, to_flat
 from simulations.engines.processes import abandon, warm_up
 from simulations.preparation import (
@@ -35,25 +35,6 @@ from simulations.scoring import Scoring, complete_result, newest_checkpoint
 
 INITIAL_WEIGHTS, STOP = "initial.safetensors", "stop"
 Say = Callable[[str], None]
-
-
-class ExitCode(IntEnum):
-    """What the commands answer to the shell."""
-
-    COMPLETED = 0
-    FAILED = 1
-    BAD_CONFIGURATION = 2
-    STOPPED = 3
-    QUORUM_LOST = 4
-    BUDGET_EXHAUSTED = 5
-
-
-_EXIT_CODES = {
-    "completed": ExitCode.COMPLETED,
-    "stopped": ExitCode.STOPPED,
-    "quorum-lost": ExitCode.QUORUM_LOST,
-    "budget-exhausted": ExitCode.BUDGET_EXHAUSTED,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +55,7 @@ class Outcome:
     @property
     def exit_code(self) -> ExitCode:
         """The status for the shell."""
-        return _EXIT_CODES.get(self.status, ExitCode.FAILED)
+        return exit_code_of(self.status)
 
 
 def run_scenario(scenario: Scenario, *, quiet: bool = True, say: Say | None = None) -> Outcome:

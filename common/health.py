@@ -1,0 +1,75 @@
+"""gRPC health on loopback (grpc.health.v1): what `status` and container probes ask.
+
+Service "" is the whole side; parts have names of their own.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from common.errors import FederationError
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Health(StrEnum):
+    """Answer to a question after health."""
+
+    SERVING = "serving"
+    NOT_SERVING = "not-serving"
+    UNKNOWN = "unknown"
+    """The side is there and has no such service."""
+    UNREACHABLE = "unreachable"
+
+
+class HealthServer:
+    """Answers the standard health protocol on 127.0.0.1; every service starts as not serving."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._servicer = health.HealthServicer(experimental_non_blocking=False)
+        self._server: grpc.Server | None = None
+
+    def start(self) -> None:
+        """Begin to answer. Raises FederationError when the port is taken."""
+        server = grpc.server(ThreadPoolExecutor(max_workers=2), options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        try:
+            bound = server.add_insecure_port(f"127.0.0.1:{self.port}")
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise FederationError(
+                f"port {self.port} on 127.0.0.1 is in use",
+                why="health is answered there, and another program has it",
+                fix="end that program, or choose another health-port",
+            )
+        self.port = bound
+        self.set("", serving=False)
+        server.start()
+        self._server = server
+
+    def set(self, service: str, *, serving: bool) -> None:
+        """Say whether a service works."""
+        self._servicer.set(service, _SERVING if serving else _NOT_SERVING)
+
+    def stop(self) -> None:
+        """Stop answering; also before the start."""
+        if self._server is not None:
+            self._server.stop(grace=0.2).wait()
+            self._server = None
+
+
+def ask_health(port: int, service: str = "", *, timeout_s: float = 2.0) -> Health:
+    """Ask a side on this machine how it is; never raises."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(service=service), timeout=timeout_s
+            )
+        except grpc.RpcError as error:
+            return Health.UNKNOWN if error.code() is grpc.StatusCode.NOT_FOUND else Health.UNREACHABLE
+    return Health.SERVING if answer.status == _SERVING else Health.NOT_SERVING
