@@ -10,9 +10,7 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -22,13 +20,13 @@ from typing import IO, Any
 
 import tomli_w
 
+from common.child_process import ChildProcess
 from common.config import FederationConfig
 from common.errors import ConfigError, FederationError
+from common.flower_programs import ROOT, flower_environment, free_port, program
 from common.settings import Scalar, to_flat
 
 PACKAGES = ("common", "server", "client")
-ROOT = Path(__file__).resolve().parents[2]
-"""Folder that holds the packages, wherever they are installed."""
 LOG, RESULT = "ray.log", "result.json"
 _START_TIMEOUT_S = 90.0
 _ASK_EVERY_S = 20.0
@@ -49,7 +47,7 @@ def run_on_ray(config: FederationConfig, *, num_hospitals: int) -> None:
         app = write_app(home / "app", to_flat(config))
         port = free_port()
         write_connection(home, port)
-        with (folder / LOG).open("ab") as log, superlink(home, port, log) as server:
+        with superlink(home, port, folder / LOG) as server, (folder / LOG).open("ab") as log:
             run_id = _submit(app, home, log, num_hospitals=num_hospitals)
             _wait(run_id, home, log, folder=folder, server=server)
     finally:
@@ -100,35 +98,23 @@ def write_connection(home: Path, port: int) -> None:
     (home / "config.toml").write_text(tomli_w.dumps(content))
 
 
-def free_port() -> int:
-    """A port of loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
-def superlink(home: Path, port: int, log: IO[bytes]) -> Iterator["subprocess.Popen[bytes]"]:
+def superlink(home: Path, port: int, log: Path) -> Iterator[ChildProcess]:
     """A SuperLink in simulation mode; it ends with the block, and with this process."""
-    command = [sys.executable, "-m", "simulations.engines.ending_with_parent", _program("flower-superlink")]
-    command += ["--simulation", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--disable-runtime-dependency-installation"]
-    process = subprocess.Popen(command, env=_environment(home), stdout=log, stderr=log)
+    command = [program("flower-superlink"), "--simulation", "--insecure"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
+    process = ChildProcess(command, log=log, env=_environment(home))
+    process.start()
     try:
-        _wait_until_healthy(process, port, log)
+        _wait_until_healthy(process, port)
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.stop(patience_s=15)
 
 
-def _wait_until_healthy(process: "subprocess.Popen[bytes]", port: int, log: IO[bytes]) -> None:
+def _wait_until_healthy(process: ChildProcess, port: int) -> None:
     give_up_at = time.monotonic() + _START_TIMEOUT_S
-    while process.poll() is None and time.monotonic() < give_up_at:
+    while process.is_running and time.monotonic() < give_up_at:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
                 if answer.status == 200:
@@ -138,7 +124,7 @@ def _wait_until_healthy(process: "subprocess.Popen[bytes]", port: int, log: IO[b
     raise FederationError(
         "Flower's SuperLink did not start",
         why="see the log",
-        fix=f"look at {log.name}, or use --engine embedded",
+        fix=f"look at {process.log}, or use --engine embedded",
     )
 
 
@@ -162,16 +148,14 @@ def _submit(app: Path, home: Path, log: IO[bytes], *, num_hospitals: int) -> str
     return str(run_id)
 
 
-def _wait(
-    run_id: str, home: Path, log: IO[bytes], *, folder: Path, server: "subprocess.Popen[bytes]"
-) -> None:
+def _wait(run_id: str, home: Path, log: IO[bytes], *, folder: Path, server: ChildProcess) -> None:
     """Wait until Flower calls the run finished; raises FederationError when it has left no result.
 
     Asking costs a process, so it is done often only once the result is there. A question that fails (a busy
     machine) is asked again; only the SuperLink's own death ends the waiting.
     """
     asked_at = time.monotonic()
-    while server.poll() is None:
+    while server.is_running:
         time.sleep(0.5)
         if not (folder / RESULT).exists() and time.monotonic() - asked_at < _ASK_EVERY_S:
             continue
@@ -182,7 +166,7 @@ def _wait(
     if not (folder / RESULT).exists():
         raise FederationError(
             "the run on Ray left no result",
-            why="the SuperLink died" if server.poll() is not None else "Flower calls it finished",
+            why="the SuperLink died" if not server.is_running else "Flower calls it finished",
             fix=f"look at {log.name}, or use --engine embedded",
         )
 
@@ -191,7 +175,7 @@ def _flwr(home: Path, log: IO[bytes], *arguments: str) -> dict[str, Any]:
     """What a command of Flower's answers as JSON; empty when it fails."""
     # In a session of its own: Ctrl-C is for the ServerApp's clean stop, not for those who watch it.
     process = subprocess.run(
-        [_program("flwr"), *arguments, "--format", "json"],
+        [program("flwr"), *arguments, "--format", "json"],
         env=_environment(home),
         stdout=subprocess.PIPE,
         stderr=log,
@@ -209,28 +193,12 @@ def _flwr(home: Path, log: IO[bytes], *arguments: str) -> dict[str, Any]:
     return dict(answer)
 
 
-def _program(name: str) -> str:
-    """A command of Flower that belongs to this interpreter."""
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if not found:
-        raise ConfigError(
-            f"Flower's command {name} is not installed beside this Python", fix="reinstall flwr"
-        )
-    return found
-
-
 def _environment(home: Path) -> dict[str, str]:
-    """The environment of Flower's processes: its own home, nothing sent anywhere, our packages in reach."""
-    search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    """The environment of Flower's and Ray's processes."""
+    return flower_environment(
+        home,
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
         # Hospitals share the GPUs as in the embedded engine; Ray would hide them from whoever claims none.
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "PYTHONPATH": os.pathsep.join(search),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-    }
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    )

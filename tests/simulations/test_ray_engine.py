@@ -1,9 +1,6 @@
 """The Ray engine: Flower's own commands, the same model. A run takes about a minute: `make faults`."""
 
 import importlib.util
-import subprocess
-import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -31,31 +28,6 @@ def test_the_app_folder_carries_the_settings_and_the_sources(tmp_path: Path) -> 
     assert from_flat(FederationConfig, flat).runtime.run_folder == "/some/run"
     # Flower's own builder takes it: names, licence, components and size are in order.
     assert len(build_fab_from_disk(app)) > 10_000
-
-
-def test_a_program_ends_with_its_parent() -> None:
-    script = (
-        "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-m', 'simulations.engines.ending_with_parent',"
-        " sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        "time.sleep(0.5); print(child.pid, flush=True); time.sleep(60)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        assert Path(f"/proc/{child}").exists()
-        parent.kill()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and is_running(child):
-        time.sleep(0.05)
-    assert not is_running(child)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.faults
