@@ -1,16 +1,20 @@
 """`flower-client`: what a hospital's IT person types.
 
-flower-client check --data films/        what would be trained on, and what would not
-flower-client ledger verify FOLDER       recompute every epsilon
-flower-client models STATE               models received at the end of runs
+flower-client init DIR --name N --patients N --data PATH    key, hospital.toml, what to send the operator
+flower-client check DIR                                     everything before the first round
+flower-client start DIR                                     take part
+flower-client check --data films/                           only the images: what would be trained on
+flower-client ledger verify DIR                             recompute every epsilon
+flower-client models DIR                                    models received at the end of runs
 """
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
+from client.deployment_commands import HERE, add_deployment_commands
 from client.ledger_commands import ledger_app
 from common.command_line import Output, OutputFormat, make_app, print_table, run_app
 
@@ -18,23 +22,31 @@ app = make_app(
     "A hospital's side of the federation. Exit codes: 0 fine, 1 failed or something was found, "
     "2 a setting or the data cannot be used."
 )
+add_deployment_commands(app)
 app.add_typer(ledger_app, name="ledger")
 
 
 @app.command()
 def check(
-    data: Annotated[str, typer.Option(help="a .npz, an image folder or a CSV manifest")],
-    image_size: Annotated[int, typer.Option(min=8, max=2048, help="side of the image for the model")] = 64,
-    channels: Annotated[int, typer.Option(help="1 grey, 3 colour")] = 1,
-    path_column: Annotated[str, typer.Option(help="CSV: column of the image file")] = "",
-    path_root: Annotated[str, typer.Option(help="CSV: folder the image paths start from")] = "",
-    label_column: Annotated[str, typer.Option(help="CSV: column of the label")] = "",
-    patient_column: Annotated[str, typer.Option(help="CSV: column of the patient")] = "",
-    split_column: Annotated[str, typer.Option(help="CSV: column of train/val/test")] = "",
-    cache: Annotated[Path | None, typer.Option(help="keep decoded images in this folder")] = None,
+    folder: Annotated[Path, typer.Argument(help="the hospital's folder, with hospital.toml")] = HERE,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="seconds to wait for the server")] = 10.0,
+    data: Annotated[str, typer.Option(help="look at these images only: .npz, folder or CSV manifest")] = "",
+    image_size: Annotated[int, typer.Option(min=8, max=2048, help="--data: side of the image")] = 64,
+    channels: Annotated[int, typer.Option(help="--data: 1 grey, 3 colour")] = 1,
+    path_column: Annotated[str, typer.Option(help="--data, CSV: column of the image file")] = "",
+    path_root: Annotated[str, typer.Option(help="--data, CSV: folder the image paths start from")] = "",
+    label_column: Annotated[str, typer.Option(help="--data, CSV: column of the label")] = "",
+    patient_column: Annotated[str, typer.Option(help="--data, CSV: column of the patient")] = "",
+    split_column: Annotated[str, typer.Option(help="--data, CSV: column of train/val/test")] = "",
+    cache: Annotated[Path | None, typer.Option(help="--data: keep decoded images in this folder")] = None,
     output: Output = OutputFormat.TEXT,
 ) -> None:
-    """Read the images as training would and say what was found; nothing leaves this machine."""
+    """Check the hospital before the first round; with `--data` read images as training would, no more.
+
+    Exit codes: 0 fine (warnings included), 1 something failed, 2 hospital.toml cannot be used.
+    """
+    if not data:
+        _check_hospital(folder, timeout_s, output)
     from client.images.doctor import check_images
     from common.hospital_config import DataConfig
     from common.preprocessing import Preprocessing
@@ -60,14 +72,31 @@ def check(
     raise typer.Exit(0 if checkup.is_usable else 1)
 
 
+def _check_hospital(folder: Path, timeout_s: float, output: OutputFormat) -> NoReturn:
+    from rich.console import Console
+
+    from client.deployment.hospital_folder import HospitalFolder
+    from client.provisioning.checks import check_hospital
+    from common.checks import exit_code, print_checks
+
+    hospital = HospitalFolder(folder)
+    with Console(stderr=True).status("") as shown:
+        checks = check_hospital(
+            hospital, timeout_s=timeout_s, say=lambda part: shown.update(f"looking at: {part}")
+        )
+    print_checks(checks, output)
+    raise typer.Exit(exit_code(checks))
+
+
 @app.command()
 def models(
-    state: Annotated[Path, typer.Argument(help="the hospital's state folder")],
+    folder: Annotated[Path, typer.Argument(help="the hospital's folder, or its state folder")] = HERE,
     output: Output = OutputFormat.TEXT,
 ) -> None:
     """List the models that this hospital received, and whether their files are as they came."""
     from client.received_models import received_models
 
+    state = _state_folder(folder)
     found = received_models(state / "models")
     if output is OutputFormat.JSON:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
@@ -76,6 +105,18 @@ def models(
         print_table(("run", "model", "sha256", "files"), rows)
 
 
+def _state_folder(folder: Path) -> Path:
+    if not (folder / "hospital.toml").exists():
+        return folder
+    from client.deployment.hospital_folder import HospitalFolder
+
+    return HospitalFolder(folder).state
+
+
 def main() -> None:
     """Entry point of `flower-client`."""
     run_app(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,5 +15,6 @@ def introduce(site: Site, request: Message, envelope: Envelope) -> Message:
         "enrolled-patients": site.config.hospital.enrolled_patients,
         "schema-version": SCHEMA_VERSION,
         "version": importlib.metadata.version("hospital-federation"),
+        "flwr": importlib.metadata.version("flwr"),
     }
     return site.door.introduction(request, envelope, facts)

@@ -18,7 +18,7 @@ from common.files import append_line
 from common.messages import Envelope
 from common.parameters import record_bytes, to_record
 
-HELLO_WHITE_LIST = frozenset({"name", "enrolled-patients", "schema-version", "version"})
+HELLO_WHITE_LIST = frozenset({"name", "enrolled-patients", "schema-version", "version", "flwr"})
 """What a hospital says of itself: nothing here depends on which patients it has."""
 
 

@@ -66,6 +66,11 @@ class ChildProcess:
         """Whether it was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
+    def ask_to_end(self) -> None:
+        """SIGTERM to the whole group, without waiting."""
+        if self.is_running:
+            self._signal(signal.SIGTERM)
+
     def stop(self, patience_s: float = 10.0) -> None:
         """SIGTERM to the whole group, SIGKILL after `patience_s`; does nothing when it has ended."""
         if self._process is None:

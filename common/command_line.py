@@ -7,11 +7,16 @@ import importlib.metadata
 import sys
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from common.errors import ConfigError, DataError, FederationError, ModelError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_WIDTH_IN_A_PIPE = 200
 
 
 class OutputFormat(StrEnum):
@@ -66,14 +71,28 @@ def _in_words(error: FederationError | OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows as a table that fits the terminal; whole lines where there is none."""
-    from rich.console import Console
+def plain_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":
+    """A table whose cells are never cut: a fingerprint must be readable to its end."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
     for row in rows:
+        # Text, not markup: a name such as "[red]" stays what it is.
         table.add_row(*(Text(cell) for cell in row))
-    console = Console()
-    console.print(table, soft_wrap=not console.is_terminal)
+    return table
+
+
+def show(table: "Table") -> None:
+    """Print a table; in a pipe there is no edge to break lines at."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE).print(table)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows as a table."""
+    show(plain_table(columns, rows))

@@ -1,5 +1,6 @@
 """Flower's own programs and their environment: nothing is sent anywhere, nothing is installed."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -54,6 +55,13 @@ def without_proxy_on_loopback(environment: Mapping[str, str]) -> dict[str, str]:
 
 def free_port() -> int:
     """A port of loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports of loopback that nobody uses now."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]

@@ -5,15 +5,15 @@ checked against a template of names and shapes before its bytes are turned into 
 """
 
 import hashlib
-import io
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord
-from numpy.lib import format as npy_format
 
 from common.errors import WireError
 from common.files import write_bytes_atomically
@@ -22,7 +22,11 @@ Parameters = dict[str, npt.NDArray[np.float32]]
 Template = Mapping[str, tuple[int, ...]]
 """Names and shapes that parameters must have."""
 
-_HEADER_LIMIT = 4096
+ENTRY, SAFETENSORS = "parameters", "safetensors"
+"""Name and encoding of the one entry in a record of arrays."""
+_PREFIX = 8
+_HEADER_BASE, _HEADER_ENTRY = 64, 256
+"""Bytes that a header may take: for itself, and for each parameter beside its name."""
 
 
 def template_of(parameters: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, tuple[int, ...]]:
@@ -57,52 +61,87 @@ def difference(
 
 
 def to_record(parameters: Mapping[str, npt.NDArray[np.float32]]) -> ArrayRecord:
-    """Encode as Flower's record: one `.npy` of little-endian float32 per name."""
-    return ArrayRecord({name: Array(_little_endian(array)) for name, array in parameters.items()})
+    """Encode as Flower's record: one entry, the model as a safetensors file of little-endian float32.
+
+    One entry because Flower asks for every entry of a record by requests of its own.
+    """
+    from safetensors.numpy import save
+
+    content = save({name: _little_endian(array) for name, array in parameters.items()})
+    return ArrayRecord({ENTRY: Array("uint8", (len(content),), SAFETENSORS, content)})
 
 
 def from_record(record: ArrayRecord, template: Template) -> Parameters:
     """Decode what arrived, refusing other names, shapes, dtypes, sizes and non-finite values.
 
-    Nothing is allocated before the header of each array has been compared with `template`.
+    The header is compared with `template` before anything is made of the values, which are not copied.
     Raises WireError; its text names parameters only.
     """
-    if set(record.keys()) != set(template):
-        missing = sorted(set(template) - set(record.keys()))
-        extra = sorted(set(record.keys()) - set(template))
+    array = record.get(ENTRY)
+    if array is None or len(record) != 1 or array.stype != SAFETENSORS:
+        raise WireError(f"the parameters do not arrive as one {SAFETENSORS} entry named {ENTRY!r}")
+    content = array.data
+    num_values = sum(math.prod(shape) for shape in template.values())
+    longest = 4 * num_values + _PREFIX + _HEADER_BASE + sum(_HEADER_ENTRY + 6 * len(n) for n in template)
+    if len(content) > longest:
+        raise WireError("the parameters are larger than the model", why=f"{len(content)} bytes arrived")
+    header, values = _split(content)
+    _require_names(header, template)
+    layout = {name: _range_of(name, header[name], shape) for name, shape in template.items()}
+    end = 0
+    for start, stop in sorted(layout.values(), key=lambda part: (part[0], part[1])):
+        if start != end:
+            raise WireError("the parameters' values overlap or leave gaps")
+        end = stop
+    if end != len(values):
+        raise WireError("the parameters do not hold the bytes that their header names")
+    return {name: _values_of(name, values[slice(*layout[name])], shape) for name, shape in template.items()}
+
+
+def _split(content: bytes) -> tuple[dict[str, Any], memoryview]:
+    """Header and values of a safetensors file."""
+    length = int.from_bytes(content[:_PREFIX], "little")
+    try:
+        header = json.loads(content[_PREFIX : _PREFIX + length].decode())
+    except (ValueError, RecursionError):
+        header = None
+    if len(content) < _PREFIX + length or not isinstance(header, dict):
+        raise WireError("the parameters have no readable header")
+    return header, memoryview(content)[_PREFIX + length :]
+
+
+def _require_names(header: Mapping[str, Any], template: Template) -> None:
+    missing, extra = sorted(set(template) - set(header)), sorted(set(header) - set(template))
+    if missing or extra:
         raise WireError(
             "the parameters have other names than the model's",
             why=f"{len(missing)} missing, {len(extra)} unknown, for example {(missing + extra)[0][:80]!r}",
             fix="use the same model name and version on both sides",
         )
-    return {name: _decode(name, record[name], shape) for name, shape in template.items()}
 
 
-def _decode(name: str, array: Array, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    num_bytes = 4 * math.prod(shape)
-    if array.stype != "numpy.ndarray" or not num_bytes <= len(array.data) <= num_bytes + _HEADER_LIMIT:
-        raise WireError(
-            f"parameter {name} does not arrive as a float32 array of shape {shape}",
-            why=f"encoding {array.stype[:40]!r}, {len(array.data)} bytes, expected about {num_bytes}",
-        )
-    stream = io.BytesIO(array.data)
-    try:
-        version = npy_format.read_magic(stream)
-        if version != (1, 0):
-            raise ValueError("unknown npy version")
-        header_shape, fortran_order, dtype = npy_format.read_array_header_1_0(
-            stream, max_header_size=_HEADER_LIMIT
-        )
-    except Exception:  # numpy parses Python literals here: a hostile header raises almost anything
-        raise WireError(f"parameter {name} is not an npy array") from None
-    if header_shape != shape or dtype != np.dtype("<f4") or fortran_order:
+def _range_of(name: str, entry: Any, shape: tuple[int, ...]) -> tuple[int, int]:
+    """First byte and end of a parameter, when its entry says exactly what the template wants."""
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) and len(entry) == 3 else None
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(o) is int for o in offsets):
+        raise WireError(f"parameter {name} has no place in the file")
+    if entry.get("dtype") != "F32" or not _equal_ints(entry.get("shape"), shape):
         raise WireError(
             f"parameter {name} arrives in another shape or type",
-            why=f"{str(header_shape)[:80]} of {str(dtype)[:40]}, expected {shape} of float32",
+            why=f"{str(entry.get('shape'))[:80]} of {str(entry.get('dtype'))[:40]}, expected {shape} of F32",
         )
-    if len(array.data) - stream.tell() != num_bytes:
-        raise WireError(f"parameter {name} does not hold {num_bytes} bytes of values")
-    values = np.frombuffer(array.data, dtype="<f4", offset=stream.tell()).reshape(shape)
+    start, stop = offsets
+    if start < 0 or stop - start != 4 * math.prod(shape):
+        raise WireError(f"parameter {name} does not hold {4 * math.prod(shape)} bytes of values")
+    return start, stop
+
+
+def _equal_ints(found: Any, shape: tuple[int, ...]) -> bool:
+    return isinstance(found, list) and all(type(n) is int for n in found) and tuple(found) == shape
+
+
+def _values_of(name: str, content: memoryview, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    values = np.frombuffer(content, dtype="<f4").reshape(shape)
     if not np.isfinite(values).all():
         raise WireError(f"parameter {name} holds values that are not finite")
     return values

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from common.settings import to_toml
 CONFIG, METRICS, RESULT = "config.toml", "metrics.jsonl", "result.json"
 MODEL, MODEL_DESCRIPTION, MODEL_CARD = "model.safetensors", "model.json", "MODEL_CARD.md"
 STOP, ATTEMPT, SPENT = "stop", "attempt", "spent.json"
+_OWN_NAME = re.compile(r".+-\d{8}-\d{6}-[0-9a-f]{8}")
+"""A folder that is named by `new_run_id`: the run in it has that id."""
 
 
 class RunFolder:
@@ -78,8 +81,10 @@ class RunFolder:
 @contextmanager
 def open_run_folder(config: FederationConfig) -> Iterator[RunFolder]:
     """Make or reopen the folder of the run and hold its lock. Raises FederationError when it is in use."""
-    run_id = _new_run_id(config)
+    run_id = new_run_id(config.federation.name)
     path = Path(config.runtime.run_folder) if config.runtime.run_folder else Path("runs") / run_id
+    if _OWN_NAME.fullmatch(path.name) and path.name.startswith(f"{config.federation.name}-"):
+        run_id = path.name
     path.mkdir(parents=True, exist_ok=True)
     # A record lock, not flock: worker processes forked later must not keep it when this server is killed.
     with (path / ".lock").open("w") as lock:
@@ -94,9 +99,9 @@ def open_run_folder(config: FederationConfig) -> Iterator[RunFolder]:
         yield RunFolder(path, new_run_id=run_id)
 
 
-def _new_run_id(config: FederationConfig) -> str:
+def new_run_id(federation: str) -> str:
     """Name, time and chance: hospitals keep answers by it, so two runs must never share one."""
-    return f"{config.federation.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+    return f"{federation}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
 
 
 def _metric(text: str) -> dict[str, Any] | None:

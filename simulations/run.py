@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -109,7 +109,7 @@ def train_in(folder: Path, config: FederationConfig, scenario: Scenario, *, quie
             config = config.model_copy(update={"runtime": runtime})
         with clean_stop(folder, say), follow(folder, total_rounds=config.federation.rounds, quiet=quiet):
             scoring.watch()
-            run_engine(scenario.engine, config, num_hospitals=len(names))
+            run_engine(scenario.engine, config, hospitals=names)
         evaluation = scoring.finish()
     result = complete_result(folder, evaluation, engine=scenario.engine)
     report = write_report(folder)
@@ -118,12 +118,17 @@ def train_in(folder: Path, config: FederationConfig, scenario: Scenario, *, quie
     return Outcome(folder=folder, result=result, evaluation=evaluation, report=report)
 
 
-def run_engine(engine: str, config: FederationConfig, *, num_hospitals: int) -> None:
+def run_engine(engine: str, config: FederationConfig, *, hospitals: Sequence[str]) -> None:
     """Run the two apps on an engine until the ServerApp ends."""
     if engine == "ray":
         from simulations.engines.ray_engine import run_on_ray
 
-        run_on_ray(config, num_hospitals=num_hospitals)
+        run_on_ray(config, num_hospitals=len(hospitals))
+        return
+    if engine == "processes":
+        from simulations.engines.rehearsal import run_in_processes
+
+        run_in_processes(config, hospitals=hospitals)
         return
     from server.app import app
     from simulations.engines.embedded import open_grid, run_server_app
@@ -131,7 +136,7 @@ def run_engine(engine: str, config: FederationConfig, *, num_hospitals: int) -> 
     logging.getLogger("flwr").setLevel(logging.WARNING)
     run_config = to_flat(config)
     with open_grid(
-        run_config, num_hospitals=num_hospitals, reproducible=config.federation.reproducible
+        run_config, num_hospitals=len(hospitals), reproducible=config.federation.reproducible
     ) as grid:
         run_server_app(app, grid, run_config)
 

@@ -116,12 +116,6 @@ def make_scenario(flags: Mapping[str, Any]) -> Scenario:
         scenario = parse(Scenario, given, source="flags")
     except ConfigError as error:
         raise ConfigError(error.what.replace("flags: ", "--", 1), why=error.why, fix=error.fix) from None
-    if scenario.engine == "processes":
-        raise ConfigError(
-            "--engine processes is not there yet",
-            why="it starts a real flower-server and real flower-clients, which come with the deployment",
-            fix="use --engine embedded or --engine ray: the apps are the same",
-        )
     _ = scenario.partition_spec, scenario.overrides
     return scenario
 

@@ -9,11 +9,11 @@ from flwr.app import Message
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from google.protobuf.message import Message as AnyProto
 from google.protobuf.unknown_fields import UnknownFieldSet
+from safetensors.numpy import load as load_safetensors
 
 from common import messages
 from common.config import FederationConfig
 from common.messages import Envelope
-from common.parameters import from_record
 from common.preprocessing import Preprocessing
 from common.settings import load
 from simulations.engines.embedded import EmbeddedGrid
@@ -31,7 +31,7 @@ HEADERS = {"run_id", "message_id", "src_node_id", "dst_node_id", "reply_to_messa
 HEADERS |= {"group_id", "ttl", "message_type", "created_at", "src_task_id", "dst_task_id"}
 ENVELOPE = {"schema-version", "run-id", "attempt", "round", "model-hash", "task", "encoding", "masked"}
 MAY_LEAVE = {
-    messages.HELLO: {"hospital": {"name", "enrolled-patients", "schema-version", "version"}},
+    messages.HELLO: {"hospital": {"name", "enrolled-patients", "schema-version", "version", "flwr"}},
     messages.TRAIN: {"arrays": None, "metrics": set(messages.METRIC_WHITE_LIST)},
     messages.CLOSING: {"receipt": {"sha256"}},
 }
@@ -167,8 +167,8 @@ def test_no_picture_leaves(capture):
 
 def weights_in(message: Message) -> np.ndarray:
     """All numbers of an update in one vector."""
-    arrays = message.content["arrays"]
-    decoded = from_record(arrays, {name: tuple(array.shape) for name, array in arrays.items()})
+    (array,) = message.content["arrays"].values()
+    decoded = load_safetensors(array.data)
     return np.concatenate([array.ravel() for array in decoded.values()])
 
 

@@ -144,7 +144,7 @@ def test_a_hello_is_answered_with_public_facts_only(hospital):
     answer = ask(hospital, hello())
     assert set(answer) == {"envelope", "hospital"}
     facts = dict(answer["hospital"])
-    assert set(facts) == {"name", "enrolled-patients", "schema-version", "version"}
+    assert set(facts) == {"name", "enrolled-patients", "schema-version", "version", "flwr"}
     assert (facts["name"], facts["enrolled-patients"], facts["schema-version"]) == ("north", 30, 1)
 
 

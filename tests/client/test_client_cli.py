@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from client.cli import app
+from common.bundle.bundle import bundle_sha256
+from common.flower_programs import free_port
+from common.health import HealthServer
+from common.node_keys import load_public_key
 from tests.client.small_hospital import ask, make_hospital, make_plan, training_request
 from tests.client.test_closing import RUN, closing
 
@@ -42,7 +47,19 @@ def films(tmp_path):
 def test_help_lists_the_commands_and_exit_codes():
     shown = call("--help")
     assert shown.returncode == 0
-    for word in ("check", "ledger", "models", "Exit codes"):
+    for word in (
+        "init",
+        "check",
+        "start",
+        "status",
+        "pause",
+        "leave",
+        "code",
+        "renew-key",
+        "ledger",
+        "models",
+        "Exit codes",
+    ):
         assert word in shown.stdout
 
 
@@ -114,3 +131,118 @@ def test_a_hospital_that_trained_without_privacy_is_told_so(tmp_path, flower_ide
     assert "NO PRIVACY" in invoke("ledger", "show", toml.parent).stdout
     assert not json.loads(invoke("ledger", "show", toml.parent, "--format", "json").stdout)["private"]
     assert invoke("ledger", "verify", toml.parent).exit_code == 0
+
+
+def test_help_answers_at_once_for_every_command():
+    for words in ("init", "check", "start", "status", "pause", "leave", "renew-key", "code", "models"):
+        started = time.monotonic()
+        shown = call(words, "--help")
+        assert shown.returncode == 0
+        assert "Usage" in shown.stdout
+        assert time.monotonic() - started < 2  # 0.1 s alone; this machine is shared
+
+
+def test_from_init_to_status_as_a_hospital_types_it(tmp_path, films):
+    north = tmp_path / "north"
+    made = call(
+        *(
+            "init",
+            north,
+            "--name",
+            "north",
+            "--patients",
+            120,
+            "--data",
+            films,
+            "--classes",
+            "normal,opacity",
+        ),
+        *("--ledger", tmp_path / "ledger", "--runtime-port", free_port(), "--health-port", free_port()),
+    )
+    assert made.returncode == 0, made.stderr
+    fingerprint = load_public_key(north / "keys/hospital.key.pub").fingerprint
+    assert fingerprint in made.stdout
+    assert "flower-server enroll north hospital.key.pub --patients 120" in made.stdout
+    assert "PRIVATE" not in made.stdout
+    again = call("init", north, "--name", "north", "--patients", 120, "--data", films)
+    assert again.returncode == 2
+    assert len(again.stderr.splitlines()) == 3
+
+    checked = call("check", north, "--format", "json")
+    assert checked.returncode == 1
+    found = {row["name"]: row for row in json.loads(checked.stdout)["checks"]}
+    assert {name for name, row in found.items() if row["state"] == "failed"} == {"enrolment", "server"}
+    assert found["train images"]["result"] == "8 (normal 4, opacity 4)"
+    assert all(row["fix"] for row in found.values() if row["state"] == "failed")
+
+    (code,) = json.loads(call("code", "list", "--dir", north, "--format", "json").stdout)
+    assert (code["sha256"], code["installed"]) == (bundle_sha256(), True)
+    assert call("code", "accept", "ab" * 32, "--dir", north, "--note", "0.2.0").returncode == 0
+    assert "ab" * 32 in call("code", "list", "--dir", north).stdout
+    assert call("code", "withdraw", "abab", "--dir", north).returncode == 0
+    assert call("code", "accept", "nonsense", "--dir", north).returncode == 2
+
+    assert "pauses" in call("pause", north).stdout
+    status = call("status", north, "--format", "json")
+    assert status.returncode == 1  # no client runs
+    told = json.loads(status.stdout)
+    assert (told["name"], told["running"], told["health"]) == ("north", False, {"all": "unreachable"})
+    assert told["paused_since"]
+    assert "not running" in call("status", north).stdout
+    assert "takes part again" in call("pause", north, "--off").stdout
+    assert "flower-server revoke north" in call("leave", north).stdout
+    assert json.loads(call("status", north, "--format", "json").stdout)["left_since"]
+    assert call("leave", north, "--off").returncode == 0
+
+    renewed = call("renew-key", north)
+    assert renewed.returncode == 0
+    assert fingerprint not in renewed.stdout
+    assert "--replace-key" in renewed.stdout
+
+
+def test_status_of_a_running_client_is_its_health_and_its_own_words(tmp_path, films):
+    port = free_port()
+    north = tmp_path / "north"
+    arguments = ("--name", "north", "--patients", 120, "--data", films, "--health-port", port)
+    assert invoke("init", north, *arguments).exit_code == 0
+    (north / "state/status.json").write_text(
+        '{"schema": 1, "last_round": 7, "last_error": "", "worker": {"phase": "idle", "since": null}}'
+    )
+    server = HealthServer(port)
+    server.start()
+    try:
+        server.set("connection", serving=True)
+        answer = invoke("status", north)
+        assert answer.exit_code == 1
+        assert "not-serving" in answer.stdout
+        assert "last round" in answer.stdout
+        assert "worker phase" in answer.stdout
+        for nothing in ("last error", "worker since", "schema"):
+            assert nothing not in answer.stdout
+        for service in ("", "worker"):
+            server.set(service, serving=True)
+        answer = invoke("status", north, "--format", "json")
+        assert answer.exit_code == 0
+        told = json.loads(answer.stdout)
+        assert told["health"] == {"all": "serving", "connection": "serving", "worker": "serving"}
+        assert told["status"]["last_round"] == 7
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("check",), ("start",), ("status",), ("pause",), ("leave",), ("renew-key",), ("code", "list", "--dir")],
+)
+def test_a_folder_that_is_no_hospital_is_refused_in_words(tmp_path, words):
+    answer = call(*words, tmp_path)
+    assert answer.returncode == 2, answer.stderr
+    assert "hospital.toml" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_init_refuses_a_name_that_no_roster_takes(tmp_path, films):
+    answer = call("init", tmp_path / "x", "--name", "St. Mary's", "--patients", 120, "--data", films)
+    assert answer.returncode == 2
+    assert "hospital.name" in answer.stderr
+    assert not (tmp_path / "x").exists()

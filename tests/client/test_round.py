@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from PIL import Image
+from safetensors.numpy import save
 
 import client.round
 from common import messages
 from common.errors import RefusalCode
 from common.messages import refusal_code
-from common.parameters import from_record, parameters_sha256, template_of
+from common.parameters import from_record, parameters_sha256, template_of, to_record
 from common.privacy.accountant import epsilon
 from common.privacy.plan import PrivacyEvent
 from simulations.engines.processes import start_process, stop_process
@@ -195,11 +196,13 @@ def test_a_damaged_sealed_answer_is_neither_sent_nor_trained_again(hospital, tra
 
 
 def with_arrays(change):
+    """The global weights with something changed that their envelope does not say."""
+
     def make():
         request = training_request()
-        arrays = dict(request.content["arrays"])
-        change(arrays)
-        request.content["arrays"] = ArrayRecord(arrays)
+        weights = dict(weights_of(make_plan()))
+        change(weights)
+        request.content["arrays"] = to_record(weights)
         return request
 
     return make
@@ -207,6 +210,10 @@ def with_arrays(change):
 
 def put(**arrays):
     return with_arrays(lambda found: found.update({k.replace("_", "."): v for k, v in arrays.items()}))
+
+
+def with_file(content, stype="safetensors"):
+    return with_record("arrays", ArrayRecord({"parameters": Array("uint8", (1,), stype, content)}))
 
 
 def with_value(value):
@@ -252,11 +259,12 @@ def plan_record(**fields):
 
 BAD_REQUESTS = {
     "other hash": with_envelope(model_hash="0" * 64),
-    "other values": put(output_bias=Array(np.ones(2, np.float32))),
-    "other shape": put(output_bias=Array(np.zeros(3, np.float32))),
-    "other type": put(output_bias=Array(np.zeros(2, np.float64))),
-    "pickled": put(output_bias=Array("object", (2,), "pickle", b"\x80\x04")),
-    "one more": put(extra=Array(np.zeros(1, np.float32))),
+    "other values": put(output_bias=np.ones(2, np.float32)),
+    "other shape": put(output_bias=np.zeros(3, np.float32)),
+    "other type": with_file(save({"output.bias": np.zeros(2, np.float64)})),
+    "pickled": with_file(b"\x80\x04.", stype="pickle"),
+    "pickled in disguise": with_file(b"\x80\x04."),
+    "one more": put(extra=np.zeros(1, np.float32)),
     "one missing": with_arrays(lambda arrays: arrays.pop("output.bias")),
     "nan": with_value(np.nan),
     "infinite": with_value(-np.inf),

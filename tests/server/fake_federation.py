@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from safetensors.numpy import load
 
 from common import messages
 from common.config import FederationConfig
@@ -39,6 +40,12 @@ def make_config(folder: Path, **sections) -> FederationConfig:
 def some_parameters(*seed: int, scale: float = 0.1) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     return {name: scale * random.standard_normal(shape, dtype=np.float32) for name, shape in TEMPLATE.items()}
+
+
+def arrays_in(content) -> dict[str, np.ndarray]:
+    """The arrays of a message, read by the safetensors library."""
+    (array,) = content[messages.ARRAYS].values()
+    return load(array.data)
 
 
 class FakeGrid:
@@ -86,11 +93,11 @@ class NumpyHospital:
         elif kind == messages.CLOSING:
             arrays = request.content[messages.ARRAYS]
             self.model = {name: array.data for name, array in arrays.items()}
-            stored = parameters_sha256({name: array.numpy() for name, array in arrays.items()})
+            stored = parameters_sha256(arrays_in(request.content))
             reply = messages.answer(request, envelope, receipt=ConfigRecord({"sha256": stored}))
         else:
             self.asked.append(envelope)
-            weights = {k: v.numpy() for k, v in request.content[messages.ARRAYS].items()}
+            weights = arrays_in(request.content)
             reply = messages.answer(
                 request,
                 envelope,

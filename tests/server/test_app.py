@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from common import messages
-from common.parameters import parameters_sha256
+from common.parameters import parameters_sha256, template_of
 from tests.server.fake_federation import (
     TEMPLATE,
     FakeGrid,
+    arrays_in,
     assert_same_bits,
     fedavg_by_hand,
     in_round,
@@ -74,7 +75,7 @@ def test_every_hospital_gets_the_final_model_with_its_description(folder):
         assert json.loads(record["json"])["classes"] == ["negative", "positive"]
         assert json.loads(record["json"])["sha256"] == record["sha256"]
         assert record["card"].startswith("# Model card")
-        arrays = {name: array.numpy() for name, array in message.content[messages.ARRAYS].items()}
+        arrays = arrays_in(message.content)
         assert parameters_sha256(arrays) == record["sha256"] == result_of(folder)["model"]["sha256"]
 
 
@@ -138,7 +139,7 @@ def test_messages_hold_what_the_contract_names_and_nothing_else(folder):
         if message.metadata.message_type == messages.TRAIN:
             assert message.metadata.ttl == 5.0
             assert not any("server" in key or "runtime" in key for key in message.content["request"])
-            assert {k: v.shape for k, v in message.content["arrays"].items()} == TEMPLATE
+            assert template_of(arrays_in(message.content)) == TEMPLATE
 
 
 def test_a_hospital_silent_at_the_closing_is_noted_and_no_failure(folder):

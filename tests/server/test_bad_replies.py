@@ -1,5 +1,6 @@
 """Whatever a hospital sends: it is dropped and recorded, and the rest is aggregated bit for bit."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +44,32 @@ def with_arrays(arrays):
     return change
 
 
-def with_data(data, stype="numpy.ndarray"):
+def with_file(change_bytes, stype="safetensors"):
+    """The update's safetensors file, spoilt."""
+
     def change(reply, request):
-        array = reply.content[messages.ARRAYS]["weight"]
-        array.data, array.stype = data, stype
+        array = reply.content[messages.ARRAYS]["parameters"]
+        array.data, array.stype = change_bytes(array.data), stype
         return reply
 
     return change
+
+
+def header_of(content):
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def with_entry(body=None, **changes):
+    """The entry of `weight` in the header says something else."""
+
+    def change_bytes(content):
+        header, values = header_of(content)
+        header["weight"] |= changes
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + (values if body is None else body)
+
+    return with_file(change_bytes)
 
 
 def with_metric(**changes):
@@ -94,17 +114,6 @@ def npz_bytes():
     return stream.getvalue()
 
 
-def npy_bytes(shape, body=48, descr="<f4", fortran=False):
-    import io
-
-    from numpy.lib import format as npy_format
-
-    stream = io.BytesIO()
-    fields = {"descr": descr, "fortran_order": fortran, "shape": shape}
-    npy_format.write_array_header_1_0(stream, fields)
-    return stream.getvalue() + bytes(body)
-
-
 def poisoned(value):
     arrays = some_parameters(5)
     arrays["weight"][2, 1] = value
@@ -132,19 +141,20 @@ BAD_REPLIES = {
         "invalid",
         "arrays",
     ),
-    "float64 in half the shape": (with_data(npy_bytes((4, 3), 96, "<f8")), "invalid", "arrays"),
-    "float16": (with_data(npy_bytes((4, 3), 48, "<f2")), "invalid", "arrays"),
-    "object dtype": (with_data(npy_bytes((4, 3), 48, "|O")), "invalid", "arrays"),
-    "fortran order": (with_data(npy_bytes((4, 3), fortran=True)), "invalid", "arrays"),
-    "npz": (with_data(npz_bytes()), "invalid", "arrays"),
-    "header of 2**40 elements": (with_data(npy_bytes((2**20, 2**20))), "invalid", "arrays"),
+    "float64 in half the shape": (with_entry(dtype="F64"), "invalid", "arrays"),
+    "float16": (with_entry(dtype="F16"), "invalid", "arrays"),
+    "unknown dtype": (with_entry(dtype="object"), "invalid", "arrays"),
+    "hidden metadata": (with_entry(more="secret"), "invalid", "arrays"),
+    "npz": (with_file(lambda _: npz_bytes()), "invalid", "arrays"),
+    "header of 2**40 elements": (with_entry(shape=[2**20, 2**20]), "invalid", "arrays"),
     "header longer than its array": (
-        with_data(b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 200),
+        with_file(lambda c: (2**40).to_bytes(8, "little") + c[8:]),
         "invalid",
         "arrays",
     ),
-    "no bytes": (with_data(b""), "invalid", "arrays"),
-    "other encoding": (with_data(npy_bytes((4, 3)), stype="pickle"), "invalid", "arrays"),
+    "values cut": (with_file(lambda c: c[:-1]), "invalid", "arrays"),
+    "no bytes": (with_file(lambda _: b""), "invalid", "arrays"),
+    "other encoding": (with_file(lambda c: c, stype="pickle"), "invalid", "arrays"),
     "nan": (poisoned(np.nan), "invalid", "arrays"),
     "inf": (poisoned(-np.inf), "invalid", "arrays"),
     "norm": (with_arrays(some_parameters(5, scale=1e4)), "invalid", "update-norm"),

@@ -66,7 +66,8 @@ def test_help_is_quick_and_says_that_it_is_not_flowers_old_command():
     assert best < 0.5
     text = " ".join(flower_server("--help").stdout.split())
     assert "Not the command of the same name that old releases of Flower had" in text
-    assert "come with the real-hospital release" in text
+    assert "init DIR, enroll each hospital, check DIR, start DIR" in text
+    assert "3 stopped, 4 quorum lost, 5 budgets exhausted" in text
 
 
 def _seconds_of_help():
@@ -77,7 +78,9 @@ def _seconds_of_help():
 
 def test_only_commands_that_work_today_are_offered():
     names = {command.name or command.callback.__name__ for command in app.registered_commands}
-    assert names == {"list", "status", "report", "export", "stop"}
+    of_a_run = {"list", "status", "report", "export", "stop"}
+    of_a_federation = {"init", "enroll", "revoke", "roster", "check", "start", "resume", "renew"}
+    assert names == of_a_run | of_a_federation | {"backup", "restore"}
 
 
 def test_list_shows_runs_newest_first_in_both_formats(tmp_path):
@@ -175,7 +178,9 @@ def test_errors_are_three_lines_and_a_traceback_only_with_debug(tmp_path):
     assert len(plain.stderr.strip().splitlines()) == 3
     assert "Traceback" not in plain.stderr
     assert "Traceback" in flower_server("--debug", "report", tmp_path).stderr
-    assert flower_server("report").returncode == 2
+    unnamed = flower_server("report")
+    assert unnamed.returncode == 2
+    assert "no run is named" in unnamed.stderr
     folder = build_run(tmp_path / "run")
     (folder / "plots").touch()
     unwritable = flower_server("report", folder)

@@ -132,8 +132,8 @@ def test_a_reply_is_an_update_exactly_when_finite_and_within_the_norm(values, fi
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.dictionaries(st.sampled_from(["bias", "weight", "x"]), st.binary(max_size=300), max_size=3),
-    st.sampled_from(["numpy.ndarray", "pickle", ""]),
+    st.dictionaries(st.sampled_from(["parameters", "weight", "x"]), st.binary(max_size=300), max_size=3),
+    st.sampled_from(["safetensors", "numpy.ndarray", "pickle", ""]),
 )
 def test_arbitrary_bytes_are_rejected_and_never_raise(data, stype):
     record = ArrayRecord(

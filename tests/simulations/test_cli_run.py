@@ -91,7 +91,6 @@ def test_help_answers_at_once_and_names_the_exit_codes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "--engine", "processes"], "--engine embedded"),
         (["run", "--partition", "thirds"], "dirichlet:ALPHA"),
         (["run", "--private", "false", "--epsilon", "1"], "--epsilon"),
         (["run", "--data", "no-such-file.npz"], "no-such-file"),
@@ -111,7 +110,7 @@ def test_bad_settings_are_three_lines_and_exit_code_2(
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    assert "Traceback" in call("run", "--engine", "processes", "--debug", cwd=tmp_path).stderr
+    assert "Traceback" in call("run", "--data", "no-such-file.npz", "--debug", cwd=tmp_path).stderr
 
 
 def test_generated_data_can_be_written(tmp_path: Path) -> None:

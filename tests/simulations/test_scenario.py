@@ -50,7 +50,6 @@ def test_private_false_must_be_asked_for_and_reaches_the_plan() -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"engine": "processes"}, "embedded"),
         ({"engine": "spark"}, "--engine"),
         ({"private": "perhaps"}, "--private"),
         ({"private": "false", "epsilon": 3.0}, "epsilon"),

@@ -1,0 +1,73 @@
+"""How long a private step takes here: the plan's model on random images; no patient is looked at."""
+
+import numpy as np
+import torch
+
+from client.private_training import train_privately
+from common.config import PublicPlan
+from common.errors import FederationError
+from common.examples import Examples
+from common.models.registry import build_model, initial_parameters, load_parameters
+from common.preprocessing import Preprocessing
+from common.privacy.plan import PrivacyPlan
+from common.privacy.randomness import SecureRandomness
+from common.tasks import make_task
+
+MOST_UNITS = 256
+"""A step on more patients is measured on so many and scaled."""
+
+
+def dry_step_seconds(plan: PublicPlan, *, enrolled_patients: int, device: torch.device) -> float:
+    """Seconds of one DP-SGD step of the plan with one image per patient, after a first one to warm up.
+
+    Raises ModelError, GuardError, and FederationError with what to change when memory does not suffice.
+    """
+    expected = max(1, round(plan.privacy.sampling_rate * enrolled_patients))
+    units = min(expected, MOST_UNITS)
+    try:
+        _step(plan, units=units, device=device)
+        return _step(plan, units=units, device=device) * expected / units
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        words = (str(error).splitlines() or ["out of memory"])[0][:100]
+        raise FederationError(
+            f"a private step does not fit into the memory of {device}",
+            why=f"{plan.training.physical_batch_size} images are computed at once "
+            f"(training.physical-batch-size); {words}",
+            fix="ask the operator for a smaller training.physical-batch-size (the result stays the same), "
+            "free the device, or set site.device = 'cpu'",
+        ) from None
+
+
+def _step(plan: PublicPlan, *, units: int, device: torch.device) -> float:
+    data = plan.data
+    random = np.random.default_rng(0)
+    shape = (units, data.channels, data.image_size, data.image_size)
+    examples = Examples(
+        inputs={"image": random.integers(0, 256, shape, dtype=np.uint8)},
+        targets=random.integers(0, len(data.classes), units, dtype=np.int64),
+        units=np.arange(units, dtype=np.int64),
+        unit_ids=tuple(f"random {number}" for number in range(units)),
+    )
+    model = build_model(plan.model_spec)
+    load_parameters(model, initial_parameters(plan.model_spec, seed=0))
+    result = train_privately(
+        model=model,
+        task=make_task(data.task, data.classes),
+        examples=examples,
+        preprocessing=Preprocessing(image_size=data.image_size, channels=data.channels),
+        plan=PrivacyPlan(
+            sampling_rate=1.0,
+            l2_clip_norm=plan.privacy.l2_clip_norm,
+            noise_multiplier=1.0,
+            steps=1,
+            enrolled_units=units,
+            max_rows_per_unit=plan.privacy.max_images_per_patient,
+            unit=data.unit,
+        ),
+        training=plan.training,
+        round_number=1,
+        num_rounds=1,
+        randomness=SecureRandomness(),
+        device=device,
+    )
+    return result.ended_at - result.started_at

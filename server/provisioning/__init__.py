@@ -1,0 +1,1 @@
+"""What an operator sets up: folder, certificates, roster, enrolment files, checks, backups."""
