@@ -1,4 +1,8 @@
-"""Which device trains: `auto`, `cpu` or `cuda:N`."""
+"""Which device trains: `auto`, `cpu` or `cuda:N`; and training that gives the same bits each time."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -17,3 +21,23 @@ def resolve_device(wanted: str) -> torch.device:
             fix="use --device cpu, or auto",
         )
     return device
+
+
+@contextmanager
+def reproducible_kernels(wanted: bool) -> Iterator[None]:
+    """While `wanted`: one thread and deterministic kernels, so that sums do not change from run to run.
+
+    CUDA reads CUBLAS_WORKSPACE_CONFIG when it begins; a process that lives long sets it at its start.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_num_threads(threads)

@@ -9,7 +9,7 @@ import time
 
 from flwr.app import Message
 
-from client.device import resolve_device
+from client.device import reproducible_kernels, resolve_device
 from client.images.dataset import HospitalImages
 from client.ledger_records import Charge
 from client.outbox import SealedAnswer
@@ -44,7 +44,8 @@ def train_round(site: Site, request: Message, envelope: Envelope) -> Message:
             # 3. Agree under the hospital's policy; charge the ledger and wait for the disk.
             privacy, charge = _charged(site, key, plan, images)
             # 4. Train, form the difference, seal it.
-            result = _trained(site, key, plan, privacy, images, weights, deadline=deadline)
+            with reproducible_kernels(plan.federation.reproducible):
+                result = _trained(site, key, plan, privacy, images, weights, deadline=deadline)
             sealed = _formed(site, plan, charge, result, weights)
             site.outbox.seal(key, sealed)
         site.ledger.mark_sealed(key, sealed.sha256)

@@ -97,7 +97,8 @@ def collect_updates(federation: Federation, state: RunState) -> tuple[Collection
         if folder.stop_requested:
             return collection, Status.STOPPED
         if federation.roster.all_have_left:
-            return collection, Status.BUDGET_EXHAUSTED
+            spent = federation.roster.budget_is_spent
+            return collection, Status.BUDGET_EXHAUSTED if spent else Status.QUORUM_LOST
         give_up_at = give_up_at or time.monotonic() + settings.patience_s
         if time.monotonic() >= give_up_at:
             _explain_lost_quorum(collection, settings.quorum)
@@ -212,8 +213,8 @@ def _take(federation: Federation, reply: Message, asked: Unheard, collection: Co
         if (known := (participation.hospital.name, judged.code)) not in collection.told:
             collection.told.add(known)
             log.warning("%s is left out: %s (%s)", known[0], judged.outcome, judged.code)
-        if judged.outcome is Outcome.REFUSED and judged.code == RefusalCode.BUDGET:
-            federation.roster.leave(participation.hospital.name)
+        if judged.outcome is Outcome.REFUSED and judged.code in (RefusalCode.BUDGET, RefusalCode.LEFT):
+            federation.roster.leave(participation.hospital.name, RefusalCode(judged.code))
         return
     collection.spool.add(participation.hospital.name, judged.delta)
     participation.outcome, participation.code = Outcome.AGGREGATED, None

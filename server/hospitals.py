@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -35,16 +36,59 @@ class Hospital:
     """The rounded public count: its weight in the average, bound for the whole run."""
 
 
+class Enrolled(Protocol):
+    """What the operator's roster says of a key."""
+
+    @property
+    def name(self) -> str:
+        """Name of the hospital."""
+
+    @property
+    def enrolled_patients(self) -> int:
+        """Its rounded public count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admission:
+    """Whom this run takes in: what a hospital says of itself must be what the operator enrolled."""
+
+    enrolled_as: Callable[[int], Enrolled | None]
+    """The roster's entry for the key that a connected node has proved."""
+    versions: Mapping[str, str]
+    """What a hospital must run, as in its hello (`version`, `flwr`); empty takes in any release."""
+
+    def check(self, hospital: Hospital, facts: ConfigRecord) -> None:
+        """Raise WireError unless the hospital is the one whose key it holds, with the agreed releases."""
+        entry = self.enrolled_as(hospital.node_id)
+        if entry is None:
+            raise WireError("its key is not on the roster")
+        if hospital.name != entry.name:
+            raise WireError(f"its key is that of {entry.name}, and it gives another name")
+        if hospital.enrolled_patients != entry.enrolled_patients:
+            raise WireError(
+                f"{entry.name} gives another count of patients than the roster's {entry.enrolled_patients}"
+            )
+        for key, version in self.versions.items():
+            if facts.get(key) != version:
+                raise WireError(f"{entry.name} runs another {_WORDS.get(key, key)} than {version}")
+
+
+_WORDS = {"version": "release of hospital-federation", "flwr": "release of Flower"}
+
+
 class Roster:
     """The hospitals of this run, by Flower node; the names are sorted wherever order matters."""
 
-    def __init__(self, grid: Grid, *, enrolled: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, grid: Grid, *, enrolled: Mapping[str, int] | None = None, admission: Admission | None = None
+    ) -> None:
         self._grid = grid
+        self._admission = admission
         self._enrolled = dict(enrolled or {})
         self._by_node: dict[int, Hospital] = {}
         self._greeted: dict[str, tuple[int, float]] = {}
         self._ask_again_at: dict[int, float] = {}
-        self._budget_spent: set[str] = set()
+        self._left: dict[str, RefusalCode] = {}
 
     def greet(self, envelope: Envelope) -> None:
         """Send a hello to nodes not yet known and take in the answers that are there; never waits."""
@@ -68,17 +112,17 @@ class Roster:
 
     def present(self) -> list[Hospital]:
         """Connected hospitals that may be asked, in name order."""
-        return [hospital for hospital in self.connected() if hospital.name not in self._budget_spent]
+        return [hospital for hospital in self.connected() if hospital.name not in self._left]
 
     def connected(self) -> list[Hospital]:
-        """Connected hospitals in name order, those that have left for their budget included."""
+        """Connected hospitals in name order, those that have left included."""
         nodes = set(self._grid.get_node_ids())
         here = [hospital for node_id, hospital in self._by_node.items() if node_id in nodes]
         return sorted(here, key=lambda hospital: hospital.name)
 
-    def leave(self, name: str) -> None:
-        """Never ask this hospital again in this run: its budget is spent."""
-        self._budget_spent.add(name)
+    def leave(self, name: str, code: RefusalCode = RefusalCode.BUDGET) -> None:
+        """Never ask this hospital again in this session: its budget is spent, or it has left."""
+        self._left[name] = code
 
     @property
     def enrolled(self) -> dict[str, int]:
@@ -87,9 +131,14 @@ class Roster:
 
     @property
     def all_have_left(self) -> bool:
-        """Whether every hospital ever met has spent its budget."""
+        """Whether every hospital ever met has spent its budget or left."""
         names = {hospital.name for hospital in self._by_node.values()}
-        return bool(names) and names <= self._budget_spent
+        return bool(names) and names <= set(self._left)
+
+    @property
+    def budget_is_spent(self) -> bool:
+        """Whether a budget was the reason of one that left."""
+        return RefusalCode.BUDGET in self._left.values()
 
     @property
     def num_answered(self) -> int:
@@ -107,7 +156,7 @@ class Roster:
             return
         node_id, _ = self._greeted.pop(request_id)
         try:
-            hospital = self._enrol(_introduction(reply, node_id))
+            hospital = self._enrol(self._admit(reply, node_id))
         except WireError as error:
             log.warning("node %d is not enrolled: %s", node_id, error.what)
             self._ask_again_at[node_id] = time.monotonic() + ASK_AGAIN_S
@@ -115,6 +164,13 @@ class Roster:
         self._ask_again_at.pop(node_id, None)
         self._by_node[node_id] = hospital
         log.info("hospital %s is here with %d enrolled", hospital.name, hospital.enrolled_patients)
+
+    def _admit(self, reply: Message, node_id: int) -> Hospital:
+        hospital = _introduction(reply, node_id)
+        facts = reply.content[messages.HOSPITAL]
+        if self._admission is not None and isinstance(facts, ConfigRecord):
+            self._admission.check(hospital, facts)
+        return hospital
 
     def _enrol(self, hospital: Hospital) -> Hospital:
         connected = set(self._grid.get_node_ids())

@@ -1,6 +1,7 @@
 """A session of a run: where it starts, how it goes on, and what it leaves when it ends or fails."""
 
 import contextlib
+import importlib.metadata
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from server.checkpoint import restore_newest, write_checkpoint
 from server.closing import hand_out_model
 from server.collection import Status, take_late_replies
 from server.federation import Federation
-from server.hospitals import GRACE_S, Roster, await_hospitals
+from server.hospitals import GRACE_S, Admission, Roster, await_hospitals
 from server.initial_weights import initial_weights
 from server.result import write_card, write_model, write_result
 from server.round import run_round
@@ -61,10 +62,26 @@ def open_federation(grid: Grid, folder: RunFolder, config: FederationConfig, sta
         grid=grid,
         config=config,
         folder=folder,
-        roster=Roster(grid, enrolled=enrolled),
+        roster=Roster(grid, enrolled=enrolled, admission=_admission(grid, config)),
         attempt=folder.attempt(),
         earlier_s=state.wall_s,
     )
+
+
+def _admission(grid: Grid, config: FederationConfig) -> Admission | None:
+    """Who may take part, where there is a roster. Raises ConfigError when the engine knows no keys."""
+    if not config.runtime.roster:
+        return None
+    enrolled_as = getattr(grid, "enrolled_as", None)
+    if enrolled_as is None:
+        raise ConfigError(
+            f"[runtime] roster = {config.runtime.roster!r} cannot be kept here",
+            why="this engine does not know the keys of its nodes",
+            fix="start a federation of real hospitals with flower-server start; simulations have no roster",
+        )
+    names = {"version": "hospital-federation", "flwr": "flwr"} if config.server.require_same_release else {}
+    versions = {key: importlib.metadata.version(name) for key, name in names.items()}
+    return Admission(enrolled_as=enrolled_as, versions=versions)
 
 
 def wait_for_quorum(federation: Federation, state: RunState) -> Status | None:

@@ -7,7 +7,7 @@ from common import messages
 from common.config import PublicPlan
 from common.errors import RefusalCode, WireError
 from common.messages import Envelope, RoundKey, SchemaError
-from common.parameters import to_record
+from common.parameters import record_bytes, to_record
 from common.settings import parse
 
 KEY = RoundKey(run_id="study-1", attempt=2, round_number=7, model_hash="ab" * 32)
@@ -155,7 +155,7 @@ def test_arrays_are_found_or_missed():
 
 def test_bytes_of_a_content_are_those_of_its_records():
     content = RecordDict({"arrays": to_record({"w": np.zeros(3, np.float32)}), "x": ArrayRecord()})
-    assert messages.content_bytes(content) == 128 + 12 + len("w")
+    assert messages.content_bytes(content) == record_bytes(content["arrays"]) + len("parameters")
 
 
 def test_a_round_key_prints_short():

@@ -192,7 +192,7 @@ def test_damaged_bytes_give_the_model_or_a_refusal(noise, start, length):
 def test_it_is_what_the_safetensors_library_reads_and_writes():
     from safetensors.numpy import load, save
 
-    parameters = {"b": np.arange(3, dtype=np.float32), "a": np.float32(2).reshape(())}
+    parameters = {"b": np.arange(3, dtype=np.float32), "a": np.array(2, np.float32)}
     assert bits(load(to_record(parameters)["parameters"].data)) == bits(parameters)
     assert bits(from_record(record_of(save(parameters)), template_of(parameters))) == bits(parameters)
 
