@@ -69,8 +69,12 @@ class Rehearsal:
         self.stop()
 
     def start(self) -> None:
-        """Provision both sides anew and start every process; says who runs where in `rehearsal.json`."""
+        """Provision both sides anew and start every process."""
         self.provision()
+        self.launch()
+
+    def launch(self) -> None:
+        """Start every process; says who runs where in `rehearsal.json`."""
         self._add(SERVER, python_module("server.cli", "start", str(self.operator.path)))
         for name in self._names:
             self._add(name, python_module("client.cli", "start", str(self.hospital(name))))
