@@ -77,7 +77,7 @@ def status(
 
 @app.command()
 def stop(run: Run = None, runs: Runs = None, directory: Dir = None) -> None:
-    """Ask a run to end when its present round closes."""
+    """Ask a run to end now; an open round is asked again when it is resumed, on the same charge."""
     from server.reporting.run_overview import RUNNING, state_of
     from server.reporting.run_record import STOP, read_run
 
@@ -86,7 +86,7 @@ def stop(run: Run = None, runs: Runs = None, directory: Dir = None) -> None:
     if (state := state_of(record)) != RUNNING:
         raise ConfigError(f"run {record.run_id} is not going on", why=f"its status is {state}")
     (folder / STOP).touch()
-    typer.echo(f"asked run {record.run_id} to stop; it ends when the present round closes")
+    typer.echo(f"asked run {record.run_id} to stop; an open round is asked again on resume")
 
 
 @app.command("list")

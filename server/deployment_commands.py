@@ -161,7 +161,7 @@ def start(
         bool, typer.Option("--new", help="Begin a new run, also when the last one can go on.")
     ] = False,
 ) -> None:
-    """Start the server: an interrupted run goes on, else a new one begins. Ctrl-C ends after the round."""
+    """Start the server: an interrupted run goes on, else a new one begins. Ctrl-C stops the run."""
     from server.deployment.supervisor import start as start_server
     from server.provisioning.operator_config import OperatorFolder
 

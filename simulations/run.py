@@ -150,7 +150,7 @@ def write_report(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def clean_stop(folder: Path, say: Say) -> Iterator[None]:
-    """Ctrl-C (or SIGTERM) asks the server to stop after the present round; a second one ends everything."""
+    """Ctrl-C (or SIGTERM) asks the server to stop in order; a second one ends everything."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return
@@ -160,7 +160,7 @@ def clean_stop(folder: Path, say: Say) -> Iterator[None]:
             raise KeyboardInterrupt
         (folder / STOP).touch()
         say(
-            f"stopping after this round; a second Ctrl-C ends at once. Later: flower-simulate resume {folder}"
+            f"stopping; a second Ctrl-C ends at once. Later: flower-simulate resume {folder}"
         )
 
     before = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
