@@ -1,14 +1,24 @@
 import time
+from types import SimpleNamespace
 
 import pytest
 from flwr.app import Error, Message
 
 from common import messages
-from common.errors import RefusalCode
+from common.errors import ConfigError, RefusalCode
 from common.messages import Envelope, RoundKey
 from server import hospitals as hospitals_module
-from server.hospitals import Roster, await_hospitals
-from tests.server.fake_federation import FakeGrid, NumpyHospital, three_hospitals
+from server.hospitals import Admission, Roster, await_hospitals
+from tests.server.fake_federation import (
+    FakeGrid,
+    NumpyHospital,
+    in_round,
+    make_config,
+    refuse,
+    result_of,
+    run,
+    three_hospitals,
+)
 
 ENVELOPE = Envelope(key=RoundKey(run_id="run", attempt=1, round_number=0, model_hash="ab" * 32))
 
@@ -171,3 +181,65 @@ def test_a_stop_ends_the_waiting():
     began = time.monotonic()
     assert not waiting(Roster(FakeGrid({})), patience_s=60.0, stop=lambda: True)
     assert time.monotonic() - began < 1
+
+
+ENTRIES = {7: ("c", 300), 8: ("a", 100), 9: ("b", 200)}
+
+
+def admitting(entries, **versions):
+    def enrolled_as(node_id):
+        entry = entries.get(node_id)
+        return entry and SimpleNamespace(name=entry[0], enrolled_patients=entry[1])
+
+    return Admission(enrolled_as=enrolled_as, versions={"version": "0.1.0", **versions})
+
+
+def test_whoever_is_as_enrolled_is_taken_in():
+    roster = Roster(FakeGrid(three_hospitals()), admission=admitting(ENTRIES))
+    roster.greet(ENVELOPE)
+    assert names(roster) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "versions", "words"),
+    [
+        ({7: ("c", 300), 8: ("a", 100)}, {}, "its key is not on the roster"),
+        (ENTRIES | {9: ("d", 200)}, {}, "its key is that of d, and it gives another name"),
+        (ENTRIES | {9: ("b", 210)}, {}, "another count of patients than the roster's 210"),
+    ],
+)
+def test_whoever_is_not_as_enrolled_is_left_out(entries, versions, words, caplog):
+    roster = Roster(FakeGrid(three_hospitals()), admission=admitting(entries, **versions))
+    roster.greet(ENVELOPE)
+    assert names(roster) == ["a", "c"]
+    assert words in caplog.text
+
+
+def test_another_release_is_left_out_unless_the_operator_allows_it(caplog):
+    newer = three_hospitals(b=introducing(version="0.2.0"))
+    roster = Roster(FakeGrid(newer), admission=admitting(ENTRIES))
+    roster.greet(ENVELOPE)
+    assert names(roster) == ["a", "c"]
+    assert "b runs another release of hospital-federation than 0.1.0" in caplog.text
+    assert "0.2.0" not in caplog.text
+    anything = Admission(enrolled_as=admitting(ENTRIES).enrolled_as, versions={})
+    roster = Roster(FakeGrid(newer), admission=anything)
+    roster.greet(ENVELOPE)
+    assert names(roster) == ["a", "b", "c"]
+    no_flower = Roster(FakeGrid(three_hospitals()), admission=admitting(ENTRIES, flwr="1.41.0"))
+    no_flower.greet(ENVELOPE)
+    assert names(no_flower) == []
+
+
+def test_a_roster_needs_an_engine_that_knows_keys(tmp_path):
+    config = make_config(tmp_path / "run", runtime={"roster": "roster.json"})
+    with pytest.raises(ConfigError, match="cannot be kept here"):
+        run(config, FakeGrid(three_hospitals()))
+
+
+def test_hospitals_that_have_left_are_not_asked_again(tmp_path):
+    left = {n: in_round(2, refuse(RefusalCode.LEFT)) for n in ("a", "b", "c")}
+    grid = FakeGrid(three_hospitals(**left))
+    run(make_config(tmp_path / "run", server={"quorum": 1, "patience-s": 30.0}), grid)
+    assert result_of(tmp_path / "run")["status"] == "quorum-lost"
+    assert [len(hospital.asked) for hospital in grid.hospitals.values()] == [2, 2, 2]

@@ -1,0 +1,1 @@
+"""The running server: SuperLink kept on loopback, our front before it, the run followed to its end."""

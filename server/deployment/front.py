@@ -1,0 +1,250 @@
+"""The only open door of the server: ten Fleet calls over TLS, passed on to the SuperLink on loopback.
+
+A SuperNode retries after 502, 503 and 504 only and dies silently of other errors, so whatever is wrong behind
+the door becomes 503. An empty pull is held open until there is a message, so that nobody waits for a poll.
+"""
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import ssl
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PushObjectRequest
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
+from google.protobuf.message import DecodeError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from common.bundle.bundle import bundle_sha256
+from common.messages import SCHEMA_VERSION
+from server.deployment.bell import Bell
+from server.deployment.deliveries import Deliveries
+from server.deployment.listening import Listening
+from server.deployment.news import BELL, NEWS, Kind, News
+
+FLEET = "/v1/fleet/"
+PULL = FLEET + "pull-messages"
+OPEN_PATHS = frozenset(
+    FLEET + call
+    for call in (
+        *("activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages"),
+        *("get-run", "get-fab", "push-object", "pull-object", "confirm-message-received"),
+    )
+)
+CLOSED_PATHS = frozenset({FLEET + "register-node", FLEET + "unregister-node"})
+HEADER = "x-hospital-federation"
+"""On every answer: release, wire schema and bundle of this server."""
+
+_PASSED_ON = frozenset({200, 400, 401, 403, 412, 415})
+_NOT_FORWARDED = frozenset({"host", "connection", "content-length", "transfer-encoding", "keep-alive", "te"})
+_PROTOBUF = "application/protobuf"
+_ASK_AGAIN_S = 2.0
+_BODY_S = 120.0
+"""For sending one request's body; a link that needs longer for 5 MB cannot take part."""
+_LONGEST_HOLDS = 10
+"""A signature is valid for 305 s; after this many holds in a row the SuperNode signs anew."""
+
+log = logging.getLogger("front")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontSettings:
+    """What one front needs to know."""
+
+    upstream: str
+    """host:port of the SuperLink."""
+    authority: Path
+    """CA certificate that the SuperLink's certificate is checked against."""
+    state: Path
+    """Folder of the bell and of the news of replies."""
+    max_body_bytes: int = 16 * 2**20
+    max_requests: int = 400
+    hold_s: float = 20.0
+
+
+class Front:
+    """The ASGI application."""
+
+    def __init__(self, settings: FrontSettings) -> None:
+        self._settings = settings
+        self._bell = Listening(Bell(settings.state / BELL))
+        self._news = News(settings.state / NEWS)
+        self._deliveries = Deliveries()
+        self._open = 0
+        release = importlib.metadata.version("hospital-federation")
+        self._about = {HEADER: f"{release};schema={SCHEMA_VERSION};bundle={bundle_sha256()}"}
+        limit = settings.max_requests + 10
+        self._upstream = httpx.AsyncClient(
+            base_url=f"https://{settings.upstream}",
+            verify=ssl.create_default_context(cafile=str(settings.authority)),
+            timeout=httpx.Timeout(25.0),
+            limits=httpx.Limits(max_connections=limit, max_keepalive_connections=limit),
+            trust_env=False,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        if self._open >= self._settings.max_requests:
+            await self._busy()(scope, receive, send)
+            return
+        self._open += 1
+        try:
+            with contextlib.suppress(ClientDisconnect):
+                response = await self._answered(Request(scope, receive))
+                await response(scope, receive, send)
+        finally:
+            self._open -= 1
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """Say that we are ready; at the end let go of the SuperLink."""
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._upstream.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _answered(self, request: Request) -> Response:
+        try:
+            return await self._answer(request)
+        except Exception as error:  # a fault of ours must not end a hospital's SuperNode, as a 500 would
+            if isinstance(error, ClientDisconnect):
+                raise
+            log.exception("%s could not be answered", request.scope["path"])
+            return self._busy()
+
+    async def _answer(self, request: Request) -> Response:
+        path = request.scope["path"]
+        if path in CLOSED_PATHS:
+            return self._say(403, "hospitals are enrolled by the operator")
+        if path not in OPEN_PATHS or request.method != "POST":
+            return self._say(404, "there is nothing here")
+        body = await self._body(request)
+        if body is None:
+            return self._say(413, f"a request holds at most {self._settings.max_body_bytes} bytes")
+        headers = {k: v for k, v in request.headers.items() if k not in _NOT_FORWARDED}
+        if path == PULL:
+            return await self._pull(request, headers, body)
+        response = await self._forward(path, headers, body)
+        with contextlib.suppress(DecodeError):
+            self._note(path, headers.get(FLEET_HTTP_PUBLIC_KEY_HEADER, ""), body, response)
+        return response
+
+    async def _body(self, request: Request) -> bytes | None:
+        """The request's body, None as soon as it is known to be too large."""
+        limit = self._settings.max_body_bytes
+        stated = request.headers.get("content-length", "0")
+        if not stated.isdecimal() or int(stated) > limit:
+            return None
+        body = bytearray()
+        try:
+            async with asyncio.timeout(_BODY_S):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limit:
+                        return None
+        except TimeoutError:
+            raise ClientDisconnect from None
+        return bytes(body)
+
+    async def _forward(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
+        """Ask the SuperLink; whatever a SuperNode would die of becomes 503."""
+        try:
+            answer = await self._upstream.post(path, headers=headers, content=body)
+        except httpx.HTTPError as error:
+            log.warning("the SuperLink does not answer (%s)", type(error).__name__)
+            return self._busy()
+        if answer.status_code not in _PASSED_ON:
+            log.warning("the SuperLink answered %s with %d", path, answer.status_code)
+            return self._busy()
+        kind = answer.headers.get("content-type", _PROTOBUF)
+        return Response(answer.content, answer.status_code, {**self._about, "content-type": kind})
+
+    async def _pull(self, request: Request, headers: Mapping[str, str], body: bytes) -> Response:
+        """Hold the caller until there is a message for it, the hold is over, or it has gone."""
+        ends = time.monotonic() + self._settings.hold_s
+        key = headers.get(FLEET_HTTP_PUBLIC_KEY_HEADER, "")
+        gone = asyncio.ensure_future(_gone(request))
+        held = _holds_before(request)
+        is_first = not held
+        try:
+            while not gone.done():
+                tone = self._bell.tone
+                response = await self._forward(PULL, headers, body)
+                if response.status_code == 401 and not is_first:
+                    return self._protobuf(b"")  # perhaps its signature has aged meanwhile: let it sign anew
+                if response.status_code != 200:
+                    return response
+                if content := self._deliveries.next_for(key, bytes(response.body)):
+                    return self._protobuf(content)
+                left_s = ends - time.monotonic()
+                if left_s <= 0:
+                    return self._once_more(held)
+                await self._bell.wait(tone, min(left_s, _ASK_AGAIN_S), gone)
+                is_first = False
+        finally:
+            gone.cancel()
+        raise ClientDisconnect
+
+    def _once_more(self, held: int) -> Response:
+        """Send the caller here again at once; a plain empty answer would make it sleep for 3 s."""
+        if held + 1 >= _LONGEST_HOLDS or self._settings.hold_s < 1:
+            return self._protobuf(b"")
+        return Response(b"", 307, {**self._about, "location": f"{PULL}?held={held + 1}"})
+
+    def _note(self, path: str, key: str, body: bytes, response: Response) -> None:
+        """Keep the books of messages and replies; tell the server process what has become of them."""
+        deliveries, call = self._deliveries, path.removeprefix(FLEET)
+        if response.status_code == 403:
+            deliveries.ignored(key)
+        if response.status_code != 200:
+            return
+        if call == "confirm-message-received":
+            deliveries.confirmed(key, ConfirmMessageReceivedRequest.FromString(body).message_object_id)
+        elif call == "push-messages":
+            replies = [
+                m.metadata.reply_to_message_id for m in PushMessagesRequest.FromString(body).messages_list
+            ]
+            answer = PushMessagesResponse.FromString(bytes(response.body))
+            missing = list(answer.objects_to_push)
+            deliveries.replied(key, replies, session=answer.session_id, missing=missing)
+            self._tell(Kind.BEGUN if missing else Kind.WHOLE, replies)
+        elif call == "push-object":
+            part = PushObjectRequest.FromString(body)
+            self._tell(Kind.WHOLE, deliveries.object_stored(part.session_id, part.object_id))
+        elif call == "activate-node":
+            self._tell(Kind.LOST, deliveries.activated(key))
+
+    def _tell(self, kind: Kind, message_ids: Iterable[str]) -> None:
+        for message_id in message_ids:
+            self._news.tell(kind, message_id)
+
+    def _busy(self) -> Response:
+        return self._say(503, "not now; ask again", {"retry-after": "2"})
+
+    def _say(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+        return Response(text + "\n", status, {**self._about, **(headers or {})}, media_type="text/plain")
+
+    def _protobuf(self, content: bytes) -> Response:
+        return Response(content, 200, {**self._about, "content-type": _PROTOBUF})
+
+
+async def _gone(request: Request) -> None:
+    """Return when the caller has closed its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _holds_before(request: Request) -> int:
+    text = request.query_params.get("held", "0")
+    return min(int(text), _LONGEST_HOLDS) if text.isdecimal() and len(text) < 4 else 0
