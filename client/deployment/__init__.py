@@ -1,0 +1,1 @@
+"""A hospital in operation: Flower's SuperNode, our worker, and the supervisor of both."""

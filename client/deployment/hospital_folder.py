@@ -1,0 +1,91 @@
+"""The files of a hospital in operation, and what must be right before anything is started."""
+
+import os
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from common.enrolment import Enrolment
+from common.errors import ConfigError
+from common.hospital_config import HospitalConfig
+from common.node_keys import load_private_key, public_key_of, refuse_readable_by_others
+from common.settings import load
+
+HOSPITAL_TOML = "hospital.toml"
+
+
+class HospitalFolder:
+    """A hospital's folder: where its configuration, keys, state and logs are."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.config_file = self.path / HOSPITAL_TOML
+        self.config = load(HospitalConfig, self.config_file)
+        self.state = self.path / (self.config.site.state or "state")
+        self.logs = self.path / "logs"
+        self.enrolment_file = self.path / self.config.connection.enrolment
+        self.key_file = self.path / self.config.connection.key
+        self.secret_file = self.state / "secrets" / "superexec.bin"
+        self.ca_file = self.state / "ca.crt"
+        self.flower_home = self.state / "flower"
+        self.status_file = self.state / "status.json"
+        self.work_file = self.state / "work.json"
+
+    @property
+    def runtime_address(self) -> str:
+        """Where the SuperNode serves the worker, on loopback only."""
+        return f"127.0.0.1:{self.config.connection.runtime_port}"
+
+    def enrolment(self) -> Enrolment:
+        """What the operator gave this hospital. Raises ConfigError when it is missing or for another one."""
+        if not self.enrolment_file.exists():
+            raise ConfigError(
+                f"there is no file {self.enrolment_file}",
+                why="the operator makes it: flower-server enroll NAME KEY.pub --patients N",
+                fix=f"ask the operator for it and put it at {self.enrolment_file}",
+            )
+        enrolment = load(Enrolment, self.enrolment_file)
+        hospital = self.config.hospital
+        if (hospital.name, hospital.enrolled_patients) != (enrolment.hospital, enrolment.enrolled_patients):
+            raise ConfigError(
+                f"{HOSPITAL_TOML} says {hospital.name} with {hospital.enrolled_patients} patients, "
+                f"the enrolment {enrolment.hospital} with {enrolment.enrolled_patients}",
+                why="name and count must be those on the federation's roster",
+                fix=f"correct [hospital] in {HOSPITAL_TOML}, or have the operator enrol you anew",
+            )
+        return enrolment
+
+    def key(self, enrolment: Enrolment) -> ec.EllipticCurvePrivateKey:
+        """The hospital's key. Raises ConfigError when others can read it or another one is enrolled."""
+        key = load_private_key(self.key_file)
+        own = public_key_of(key).fingerprint
+        if own != enrolment.fingerprint:
+            raise ConfigError(
+                f"the key {self.key_file} is not the one that is enrolled",
+                why=f"its fingerprint is {own}, enrolled is {enrolment.fingerprint}",
+                fix="restore the enrolled key, or send the operator the new *.pub to enrol",
+            )
+        return key
+
+    def prepare(self, enrolment: Enrolment) -> None:
+        """Make the folders; write certificate authority and a fresh secret. May raise OSError."""
+        for folder in (self.state, self.secret_file.parent, self.flower_home, self.logs):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write_owned(self.secret_file, os.urandom(32))
+        _write_owned(self.ca_file, enrolment.ca_certificate.encode())
+        self.work_file.unlink(missing_ok=True)
+
+    def secret(self) -> bytes:
+        """What worker and SuperNode share; ConfigError when others can read it."""
+        refuse_readable_by_others(self.secret_file)
+        return self.secret_file.read_bytes()
+
+
+def _write_owned(path: Path, content: bytes) -> None:
+    """Replace a file by one that only its owner can read, whatever was there (also a link)."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    os.replace(new, path)
