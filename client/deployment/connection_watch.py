@@ -110,8 +110,9 @@ class ConnectionWatch:
             self._old_session_since = now
         waited = now - self._old_session_since
         if waited < _OLD_SESSION_S:
+            left = f"{_OLD_SESSION_S - waited:.0f} s at most"
             text = (
-                "waiting for this hospital's old session to expire\n"
+                f"waiting for the old session to expire ({left})\n"
                 "a client that ends without saying so stays online at the server for 60 s\n"
                 "nothing is to be done"
             )
@@ -122,7 +123,7 @@ class ConnectionWatch:
                 "end the other client; if there is none, the key was copied: flower-client renew-key, "
                 "and tell the operator"
             )
-        return Step(action=Action.NOTHING, ask_again_s=3.0, line=self._news(text, now, key=text[:40]))
+        return Step(action=Action.NOTHING, ask_again_s=3.0, line=self._news(text, now, key=text[:30]))
 
     def _ready(self, now: float, running_s: float | None, *, was_let_in: bool, mends: bool) -> Step:
         if running_s is None:
