@@ -82,6 +82,8 @@ class LyingProxy:
         self.faults: Counter[tuple[str, int]] = Counter()
         """(last part of the path, status): how often it still answers so."""
         self.lies: list[tuple[str, int]] = []
+        self.asked: list[tuple[str, bytes]] = []
+        """Last part of the path and body of every request, decrypted."""
         upstream = httpx.Client(
             base_url=f"https://{target}",
             verify=ssl.create_default_context(cafile=str(authority)),
@@ -95,7 +97,8 @@ class LyingProxy:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
-                name = self.path.rsplit("/", 1)[-1]
+                name = self.path.split("?")[0].rsplit("/", 1)[-1]
+                owner.asked.append((name, body))
                 status, content, headers = owner._lie(name) or owner._truth(upstream, self, body)
                 self.send_response(status)
                 for key, value in headers.items():
