@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from client.deployment.hospital_folder import HOSPITAL_TOML
 from client.provisioning.code_list import accept
 from common.bundle.bundle import bundle_sha256
 from common.commented_toml import to_commented_toml
@@ -15,7 +16,6 @@ from common.messages import SCHEMA_VERSION
 from common.node_keys import load_private_key, make_key, public_key_of
 from common.settings import load
 
-HOSPITAL_TOML = "hospital.toml"
 _HEAD = """A hospital of a federation: who it is, its images, its privacy policy, its machine.
 Nothing in this file leaves the hospital but its name and the enrolled count.
 After a change: flower-client check, then restart flower-client."""

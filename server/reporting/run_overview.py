@@ -1,13 +1,11 @@
 """Short views of runs for the terminal and for programs: `flower-server list` and `status`."""
 
-import fcntl
-import os
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import FederationError
+from common.machine import is_locked
 from server.reporting.html import date, duration, figure, quantity, spent
 from server.reporting.run_record import CONFIG, RESULT, STOP, UNFINISHED, RunRecord, read_run
 
@@ -19,7 +17,7 @@ RUNNING, INTERRUPTED = "running", "interrupted"
 
 def state_of(run: RunRecord) -> str:
     """`running` while a server holds the folder's lock, else the run's status; `interrupted` without one."""
-    if _is_locked(run.folder / ".lock"):
+    if is_locked(run.folder / ".lock"):
         return RUNNING
     return INTERRUPTED if run.status == UNFINISHED else run.status
 
@@ -95,21 +93,6 @@ def table_of_hospitals(overview: Mapping[str, Any]) -> "Table":
             duration(row["training_s"]),
         )
     return table
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether another process holds the record lock; only asks, so a starting server is not disturbed."""
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        # struct flock of Linux: type, whence, start, length, process.
-        question = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, question)
-        return bool(struct.unpack("hhqqi", answer)[0] != fcntl.F_UNLCK)
-    finally:
-        os.close(descriptor)
 
 
 def _overview(folder: Path) -> dict[str, Any]:

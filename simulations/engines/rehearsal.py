@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from client.deployment.hospital_folder import HOSPITAL_TOML
 from client.provisioning.code_list import accept
-from client.provisioning.new_hospital import HOSPITAL_TOML
 from common.bundle.bundle import bundle_sha256
 from common.child_process import ChildProcess
 from common.config import FederationConfig
