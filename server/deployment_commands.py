@@ -131,17 +131,27 @@ def roster(directory: Dir = HERE, output: Output = OutputFormat.TEXT) -> None:
         show(plain_table(("hospital", "patients", "state", "key"), rows))
 
 
-def renew(directory: Folder = HERE) -> None:
+def renew(
+    directory: Folder = HERE,
+    authority: Annotated[
+        bool, typer.Option("--authority", help="Also a new authority: every hospital needs its new file.")
+    ] = False,
+) -> None:
     """Make a new server certificate (1 year) for the names in federation.toml; hospitals need nothing new."""
     from server.provisioning.certificates import days_left, names_of
+    from server.provisioning.enrolments import renew_authority
     from server.provisioning.new_federation import renew_server_certificate
     from server.provisioning.operator_config import OperatorFolder
 
     folder = OperatorFolder(directory)
-    renew_server_certificate(folder)
+    files = renew_authority(folder) if authority else []
+    if not authority:
+        renew_server_certificate(folder)
     held = ", ".join(names_of(folder.server_certificate))
     typer.echo(f"new server certificate for {held}; {days_left(folder.server_certificate):.0f} days left")
     typer.echo("a running server uses it after its next start (a run goes on by itself)")
+    for file in files:
+        typer.echo(f"send {file} to its hospital: until then it refuses this server")
 
 
 def check(directory: Folder = HERE, output: Output = OutputFormat.TEXT) -> None:

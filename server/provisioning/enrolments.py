@@ -1,6 +1,8 @@
 """What goes to a hospital: `enrolments/NAME.toml`, made from roster, certificates and settings."""
 
 import importlib.metadata
+import os
+import time
 from pathlib import Path
 
 from common.bundle.bundle import bundle_sha256
@@ -10,9 +12,10 @@ from common.files import write_bytes_atomically
 from common.messages import SCHEMA_VERSION
 from common.node_keys import PublicKey
 from common.settings import load, to_toml
-from server.provisioning.certificates import load_certificate
+from server.provisioning.certificates import load_certificate, make_authority
+from server.provisioning.new_federation import renew_server_certificate
 from server.provisioning.operator_config import OperatorConfig, OperatorFolder
-from server.provisioning.roster import Change, RosterEntry, enroll, revoke
+from server.provisioning.roster import Change, RosterEntry, enroll, read_roster, revoke
 
 _HEAD = """# Enrolment of {hospital} in the federation {federation}, from its operator. It holds no secret.
 # The hospital keeps it as enrolment.toml beside its hospital.toml.
@@ -69,6 +72,26 @@ def is_up_to_date(folder: OperatorFolder, config: OperatorConfig, entry: RosterE
         return load(Enrolment, enrolment_file(folder, entry.name)) == enrolment_of(folder, config, entry)
     except ConfigError:
         return False
+
+
+def renew_authority(folder: OperatorFolder) -> list[Path]:
+    """Make a new authority and server certificate and write every hospital's file anew; gives those files.
+
+    The old authority is kept beside the new one as `.old-TIME`. Until a hospital has its new file it refuses
+    this server. Raises ConfigError.
+    """
+    config = folder.config()
+    new_key, new_certificate = (p.with_name(p.name + ".new") for p in (folder.ca_key, folder.ca_certificate))
+    for left_over in (new_key, new_certificate):
+        left_over.unlink(missing_ok=True)
+    make_authority(new_key, new_certificate, federation=config.federation.name)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for old, new in ((folder.ca_key, new_key), (folder.ca_certificate, new_certificate)):
+        if old.exists():  # one that is lost is a reason for this command
+            os.replace(old, old.with_name(f"{old.name}.old-{stamp}"))
+        os.replace(new, old)
+    renew_server_certificate(folder)
+    return [write_enrolment(folder, config, entry) for entry in read_roster(folder.roster) if entry.is_active]
 
 
 def enrolment_file(folder: OperatorFolder, hospital: str) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import stat
+import subprocess
 import time
 import tomllib
 
@@ -189,3 +190,29 @@ def test_every_command_explains_itself_quickly():
         shown = done(command, "--help")
         assert time.perf_counter() - began < 2
         assert "Usage" in shown
+
+
+def test_a_new_authority_keeps_the_old_one_and_makes_every_hospitals_file_anew(tmp_path):
+    op = tmp_path / "op"
+    init(op)
+    for name in ("north", "south"):
+        done("enroll", name, hospital_key(tmp_path, name), "--patients", 400, "--dir", op)
+    done("revoke", "south", "--dir", op)
+    old, old_key = (op / "ca" / "ca.crt").read_bytes(), (op / "ca" / "ca.key").read_bytes()
+    said = done("renew", op, "--authority")
+    new = (op / "ca" / "ca.crt").read_text()
+    assert new.encode() != old
+    assert (op / "ca" / "ca.key").stat().st_mode & 0o777 == 0o600
+    kept = {path.read_bytes(): path.stat().st_mode & 0o777 for path in (op / "ca").glob("*.old-*")}
+    assert set(kept) == {old, old_key}
+    assert kept[old_key] == 0o600
+    assert tomllib.loads((op / "enrolments" / "north.toml").read_text())["ca-certificate"] == new
+    assert "north.toml to its hospital" in said
+    assert not (op / "enrolments" / "south.toml").exists()
+    subprocess.run(
+        ["openssl", "verify", "-x509_strict", "-CAfile", op / "ca" / "ca.crt", op / "tls" / "server.crt"],
+        check=True,
+        capture_output=True,
+    )
+    (op / "ca" / "ca.key").unlink()  # a lost key is no hindrance
+    done("renew", op, "--authority")
