@@ -94,7 +94,11 @@ class ConnectionWatch:
             return Step(action=Action.GIVE_UP, ask_again_s=0.0, line=answer.text())
         pause = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
         self._failures += 1
-        return Step(action=Action.NOTHING, ask_again_s=pause, line=self._news(answer.text(), now))
+        return Step(
+            action=Action.NOTHING,
+            ask_again_s=pause,
+            line=self._news(answer.text(was_connected=self.was_connected), now),
+        )
 
     def _online(self, answer: Answer, now: float, running_s: float | None) -> Step:
         self._failures, self._offline_since = 0, None

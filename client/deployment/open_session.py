@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client.deployment.fleet_client import GuardedFleetClient
@@ -67,7 +66,6 @@ def end_session(enrolment: Enrolment, key: ec.EllipticCurvePrivateKey, node_id: 
         False,
         enrolment.ca_certificate.encode(),
         interceptors=[
-            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
             NodeAuthHttpInterceptor(key, key.public_key()),
         ],
     )

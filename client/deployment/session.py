@@ -45,6 +45,8 @@ class Session:
         self._waits_since: float | None = None
         self.has_asked = False
         """Whether the server has been asked once, with whatever result."""
+        self.last_connected: float | None = None
+        """Unix seconds at which the last session ended."""
         self.connected_since: float | None = None
         """Unix seconds; None while the server does not take this hospital for connected."""
 
@@ -87,6 +89,8 @@ class Session:
                 self.restart()
         self._ask_when_due(now)
         if self._watch.is_connected != (self.connected_since is not None):
+            if self.connected_since is not None:
+                self.last_connected = time.time()
             self.connected_since = time.time() if self._watch.is_connected else None
 
     def restart(self) -> None:
@@ -98,6 +102,8 @@ class Session:
     def end(self) -> None:
         """End the session at the server and the SuperNode."""
         self._stop()
+        if self.connected_since is not None:
+            self.last_connected = time.time()
         self.connected_since = None
 
     def _ask_when_due(self, now: float) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from client.deployment.hospital_folder import HospitalFolder
+from client.server_answer import without_password
 from common.child_process import ChildProcess
 from common.enrolment import Enrolment
 from common.errors import ConfigError, FederationError
@@ -120,7 +121,8 @@ def supernode_environment(folder: HospitalFolder, environment: Mapping[str, str]
     if proxy := folder.config.connection.https_proxy:
         if urlsplit(proxy).scheme not in ("http", "https"):
             raise ConfigError(
-                f"https-proxy = {proxy!r} cannot be used", fix="write http://host:port, or leave it empty"
+                f"https-proxy = {without_password(proxy)!r} cannot be used",
+                fix="write http://host:port, or leave it empty",
             )
         flower |= dict.fromkeys(_PROXY_NAMES, proxy)
         flower |= {"NO_PROXY": "", "no_proxy": ""}  # what is configured here holds, whatever the shell says

@@ -18,6 +18,7 @@ from client.deployment.session import Session
 from client.deployment.status import StatusFile, status_of
 from client.deployment.supernode import refuse_taken_port
 from client.deployment.worker import WorkerProcess
+from client.provisioning.round_news import RoundNews
 from client.provisioning.standing import has_left, is_paused
 from client.site_lock import site_lock
 from common.enrolment import Enrolment
@@ -60,6 +61,7 @@ class Supervisor:
         self._worker = WorkerProcess(folder)
         self._session = Session(folder, enrolment, key, say=say)
         self._key = KeyOnDisk(folder, enrolment)
+        self._news = RoundNews(folder.state, epsilon_limit=folder.config.policy.epsilon)
         self._health = HealthServer(folder.config.connection.health_port)
         self._status = StatusFile(folder.status_file)
 
@@ -96,6 +98,8 @@ class Supervisor:
             say(news.line)
         if news.lost_a_task:
             self._session.restart()
+        if line := self._news.of(self._worker.work):
+            say(line)
 
     def _publish(self) -> None:
         connected, works = self._session.connected_since is not None, self._worker.is_ready
@@ -109,6 +113,7 @@ class Supervisor:
                     federation=self._enrolment.federation,
                     address=self._enrolment.address,
                     connected_since=self._session.connected_since,
+                    last_connected=self._session.last_connected,
                     standing="paused" if is_paused(self._folder.state) else "takes part",
                     fault=self._session.fault,
                     work=self._worker.work,

@@ -84,6 +84,8 @@ class Task:
         self._heart = threading.Thread(target=self._beat, name="task heartbeat", daemon=True)
         self.bundle = b""
         """The bundle that the run names; never unpacked."""
+        self.bundle_name = ""
+        """What the server calls it: publisher/name version."""
         self.task_id = self.run_id = self.node_id = 0
 
     def __enter__(self) -> "Task":
@@ -99,6 +101,7 @@ class Task:
         with _gone():
             response = self._client.PullTaskInput(PullTaskInputRequest())
         self.bundle = response.fab.content
+        self.bundle_name = f"{response.run.fab_id} {response.run.fab_version}".strip()
         self.task_id, self.run_id, self.node_id = (
             response.task_id,
             response.run.run_id,

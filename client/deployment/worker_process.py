@@ -116,13 +116,13 @@ class Worker:
             run_config={},
         )
         try:
-            return self._answered(task.bundle, request, context)
+            return self._answered(task, request, context)
         except Exception:
             log.exception("no answer could be made")
             return _error(request)
 
-    def _answered(self, bundle: bytes, request: Message, context: Context) -> Message:
-        refused = admitted(self._folder.state, bundle, request, context)
+    def _answered(self, task: Task, request: Message, context: Context) -> Message:
+        refused = admitted(self._folder.state, task.bundle, request, context, name=task.bundle_name)
         if refused is not None:
             return refused
         from client.app import app
