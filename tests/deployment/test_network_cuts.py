@@ -69,9 +69,10 @@ def test_a_short_cut_loses_nothing_and_a_long_one_at_most_the_open_round(tmp_pat
             short_way.cut()
             long_way.cut()
             time.sleep(SHORT_S)
+            said = {short: lines_of(federation, short) - before[short]}
             short_way.mend()
             time.sleep(max(0.0, cut_at + LONG_S - time.monotonic()))
-            said = {name: lines_of(federation, name) - before[name] for name in (short, long)}
+            said[long] = lines_of(federation, long) - before[long]
             long_way.mend()
             until(
                 lambda: list(federation.outcomes(long).values()).count("aggregated") > 2,
