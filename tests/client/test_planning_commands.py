@@ -5,6 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+import client.planning.report
 from client.cli import app
 from tests.client.planning.planned_hospital import enrol, train
 from tests.client.small_hospital import charges, make_hospital, make_plan
@@ -25,7 +26,8 @@ def hospital(tmp_path, flower_identity):
     return toml
 
 
-def test_a_hospital_sees_its_plan_and_a_picture(hospital, tmp_path):
+def test_a_hospital_sees_its_plan_and_a_picture(hospital, tmp_path, monkeypatch):
+    monkeypatch.setattr(client.planning.report, "other_budgets", lambda _: ())  # solving takes seconds
     before = charges(hospital)
     shown = invoke(hospital.parent, "--plot", tmp_path / "plan.png", "--local-steps", 1)
     assert shown.exit_code == 0, shown
@@ -70,3 +72,10 @@ def test_what_cannot_be_used_ends_with_2_in_three_lines(arguments, tmp_path):
     assert "Traceback" not in answer.stderr
     assert len(answer.stderr.strip().splitlines()) == 3
     assert answer.stdout == ""
+
+
+def test_a_damaged_ledger_ends_with_1_in_three_lines(hospital):
+    (hospital.parent / "ledger" / "head.json").unlink()
+    answer = call("plan", hospital.parent, *QUICK)
+    assert answer.returncode == 1
+    assert len(answer.stderr.strip().splitlines()) == 3

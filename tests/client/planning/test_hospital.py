@@ -6,12 +6,13 @@ import shutil
 
 import pytest
 
+from client.ledger import Ledger
 from client.planning.hospital import measured_step, num_parameters
 from client.planning.outlook import look_ahead
 from common.errors import ConfigError, DataError, LedgerError, ModelError, RefusalCode
 from common.messages import refusal_code
 from tests.client.planning.planned_hospital import enrol, found, outlook_of, train
-from tests.client.small_hospital import CLASSES, make_hospital, make_plan
+from tests.client.small_hospital import CLASSES, PATIENTS, charges, make_hospital, make_plan
 
 pytestmark = pytest.mark.usefixtures("flower_identity")
 
@@ -64,6 +65,19 @@ def test_images_are_read_only_to_compare_patients_with_charges(trained, tmp_path
     assert list(found(trained, with_ledger=False).histories) == [()]
     with pytest.raises(DataError):
         found(trained)
+
+
+def test_the_patients_compared_are_those_that_are_charged(tmp_path, monkeypatch):
+    """Also where a part of them validates, which the site's key decides."""
+    toml = make_hospital(tmp_path / "north", validation_share=0.5)
+    enrol(toml)
+    train(toml, make_plan(), rounds=1)
+    asked = []
+    monkeypatch.setattr(Ledger, "histories", lambda _, cohort: [asked.append(cohort)] and [()])
+    found(toml)
+    (charge,) = charges(toml)
+    assert [cohort.digest for cohort in asked] == [charge.cohort_digest]
+    assert 0 < asked[0].size < PATIENTS
 
 
 def test_a_damaged_ledger_is_not_planned_with(trained):

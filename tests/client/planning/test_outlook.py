@@ -115,6 +115,17 @@ def test_an_earlier_run_on_the_same_patients_lowers_what_is_left(tmp_path):
     assert spent(toml).epsilon == planned.epsilon_after <= 6.0
 
 
+def test_after_an_earlier_run_the_rounds_that_are_left_are_trained(tmp_path):
+    toml = make_hospital(tmp_path / "north", noise_multiplier=2.0, epsilon=4.0)
+    study = make_plan(federation={"rounds": 30})
+    enrol(toml, study)
+    fresh = outlook_of(toml).rounds
+    train(toml, study, run_id="elsewhere", rounds=2)
+    left = outlook_of(toml).rounds
+    assert 0 < left == fresh - 2 == affordable(toml, 2.0).rounds
+    assert len(rounds_of(train(toml, study))) == left
+
+
 def test_new_patients_of_the_same_site_have_their_budget_whole(tmp_path):
     north = make_hospital(tmp_path / "north")
     train(north, make_plan())
