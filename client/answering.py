@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 from flwr.app import Context, Message
 
+from client.hospital_log import code_of
 from client.site import Site, open_site
 from common import messages
-from common.errors import FederationError, Refusal, RefusalCode, WireError
+from common.errors import WireError
 from common.messages import Envelope, RoundKey
 
 Handler = Callable[[Site, Message, Envelope], Message]
@@ -28,7 +29,7 @@ def answered(handler: Handler, request: Message, context: Context) -> Message:
 
 
 def _refused(site: Site | None, request: Message, envelope: Envelope, error: Exception) -> Message:
-    code = _code(error)
+    code = code_of(error)
     if site is not None:
         # A full disk must not turn into an exception: Flower would send its words to the server.
         with contextlib.suppress(OSError):
@@ -36,9 +37,3 @@ def _refused(site: Site | None, request: Message, envelope: Envelope, error: Exc
         with contextlib.suppress(OSError):
             return site.door.refusal(request, envelope, code)
     return messages.refusal(request, envelope, code)
-
-
-def _code(error: Exception) -> RefusalCode:
-    if isinstance(error, Refusal):
-        return error.code
-    return error.refusal if isinstance(error, FederationError) else RefusalCode.INTERNAL

@@ -22,7 +22,7 @@ from common.command_line import Output, OutputFormat, make_app, print_table, run
 
 app = make_app(
     "A hospital's side of the federation. Exit codes: 0 fine, 1 failed or something was found, "
-    "2 a setting or the data cannot be used."
+    "2 a setting or the data cannot be used; `status` has 3: runs, the server is away."
 )
 add_deployment_commands(app)
 app.add_typer(ledger_app, name="ledger")

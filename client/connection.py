@@ -5,6 +5,7 @@ certificate authority can vouch for. An accepted activation is taken back at onc
 gets ONLINE and nothing changes for it.
 """
 
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,8 +17,8 @@ from typing import Any
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse, DeactivateNodeRequest
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufRequestContext
+from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from google.protobuf.message import DecodeError, Message
 
@@ -26,7 +27,9 @@ from client.connection_faults import (
     explain_failure,
     explain_status,
     is_online,
+    is_other_flower,
     not_enrolled,
+    other_flower,
 )
 from client.server_answer import Answer, Line, ServerState
 from client.server_certificate import CertificateWatch, tls_context
@@ -41,6 +44,9 @@ _IMPOSSIBLE_HEARTBEAT_S = 0.0
 _ACTIVATE, _DEACTIVATE = "ActivateNode", "DeactivateNode"
 _PATHS = {_ACTIVATE: "/v1/fleet/activate-node", _DEACTIVATE: "/v1/fleet/deactivate-node"}
 _MEDIA_TYPE = "application/protobuf"
+_RELEASE, _SCHEMA = re.compile(r"[\w.+-]{1,32}", re.ASCII), re.compile(r"[0-9]{1,6}")
+_BUNDLE = re.compile(r"[0-9a-f]{64}")
+_POSSIBLE_YEARS = range(1970, 9000)
 
 
 def ask_server(
@@ -65,44 +71,58 @@ def ask_server(
             trust_env=False,
             timeout=timeout_s,
         )
-    except (ValueError, httpx.InvalidURL) as error:
-        raise ConfigError(
-            f"https-proxy = {line.proxy!r} cannot be used",
-            why=str(error),
-            fix="write http://host:port, for example http://proxy.hospital.example:3128",
-        ) from None
+    except (ValueError, httpx.InvalidURL):
+        raise _unusable(line) from None
     with client:
         try:
             answer = _ask(_Signed(client, key, watch), public_key_of(key).pem, line)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ValueError) as error:  # ValueError: a name that no DNS takes
             answer = explain_failure(error, line, timeout_s=timeout_s, now=_now())
-    return replace(answer, certificate_until=watch.not_after)
+    return replace(answer, address=line.address, certificate_until=watch.not_after)
+
+
+def _unusable(line: Line) -> ConfigError:
+    """The client could not be made; the library's words may hold the proxy's password."""
+    if not line.proxy:
+        return ConfigError(
+            f"the server's address {line.address} cannot be used",
+            why="it is no host:port",
+            fix="compare the address in enrolment.toml with the operator's",
+        )
+    return ConfigError(
+        f"https-proxy = {line.proxy_shown!r} cannot be used",
+        why="it is not the address of an HTTP proxy",
+        fix="write http://host:port, for example http://proxy.hospital.example:3128; "
+        "special characters of a password as %XX",
+    )
 
 
 class _Signed:
-    """Sends Fleet requests with this hospital's signature."""
+    """Sends Fleet requests with this hospital's signature and Flower's version.
+
+    Not with Flower's own interceptor for versions: it logs what the server writes into a header, and ends the
+    process when a reply says so.
+    """
 
     def __init__(
         self, client: httpx.Client, key: ec.EllipticCurvePrivateKey, watch: CertificateWatch
     ) -> None:
         self._client, self._watch = client, watch
         self._signature = NodeAuthHttpInterceptor(key, key.public_key())
-        self._version = RuntimeVersionHttpInterceptor(component_name="SuperNode")
+        self._version = dict(RuntimeVersionMetadata.from_local_component("SuperNode").as_metadata())
 
     def post(self, method: str, message: Message) -> httpx.Response:
         request = self._client.build_request(
             "POST",
             _PATHS[method],
             content=message.SerializeToString(deterministic=True),
-            headers={"content-type": _MEDIA_TYPE, "accept": _MEDIA_TYPE},
+            headers={"content-type": _MEDIA_TYPE, "accept": _MEDIA_TYPE, **self._version},
             extensions={"trace": self._watch},
         )
         context = ProtobufRequestContext(
             rpc_method=f"/flwr.proto.Fleet/{method}", message=message, request=request
         )
-        return self._version.intercept(
-            context, lambda c: self._signature.intercept(c, lambda d: self._client.send(d.request))
-        )
+        return self._signature.intercept(context, lambda signed: self._client.send(signed.request))
 
 
 def _ask(signed: _Signed, public_key: bytes, line: Line) -> Answer:
@@ -114,6 +134,8 @@ def _ask(signed: _Signed, public_key: bytes, line: Line) -> Answer:
     skew_s = clock_skew_s(response.headers, now=_now(), age_s=half_way)
     if response.status_code == httpx.codes.OK:
         answer = _take_back(signed, response, line)
+    elif is_other_flower(response):
+        answer = other_flower(response, line)
     elif response.status_code == httpx.codes.PRECONDITION_FAILED:
         answer = _known_or_not(signed, public_key, line)
     elif response.status_code == httpx.codes.UNAUTHORIZED and skew_s is not None:
@@ -151,23 +173,31 @@ def clock_skew_s(headers: Mapping[str, str], *, now: datetime, age_s: float = 0.
     """Seconds by which this machine's clock is ahead of the server's (Date header, to half a second)."""
     try:
         server = parsedate_to_datetime(headers["date"])
-    except (KeyError, ValueError):
+    except (LookupError, ValueError, TypeError, ArithmeticError):  # whatever a server writes there
         return None
-    if server.tzinfo is None:
+    if server.tzinfo is None or server.year not in _POSSIBLE_YEARS:
         return None
     return round((now - server).total_seconds() - 0.5 - age_s, 1)
 
 
 def _announced(headers: Mapping[str, str]) -> dict[str, Any]:
-    """What our front says of itself: `<release>;schema=<n>;bundle=<sha256>`; nothing where it is another."""
+    """What our front says of itself: `<release>;schema=<n>;bundle=<sha256>`; nothing where it is another.
+
+    A part that has not exactly this form is empty: the digest ends up in a command that a person copies.
+    """
     release, *rest = headers.get("x-hospital-federation", "").split(";")
     named = dict(part.strip().split("=", 1) for part in rest if "=" in part)
-    schema = named.get("schema", "")
+    schema = _only(_SCHEMA, named.get("schema", ""))
     return {
-        "server_release": release.strip(),
-        "server_schema": int(schema) if schema.isascii() and schema.isdigit() else None,
-        "server_bundle": named.get("bundle", ""),
+        "server_release": _only(_RELEASE, release.strip()),
+        "server_schema": int(schema) if schema else None,
+        "server_bundle": _only(_BUNDLE, named.get("bundle", "")),
     }
+
+
+def _only(form: re.Pattern[str], text: str) -> str:
+    """The text where all of it has this form, otherwise nothing."""
+    return text if form.fullmatch(text) else ""
 
 
 def _now() -> datetime:

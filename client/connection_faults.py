@@ -11,6 +11,7 @@ import httpx
 
 from client.server_answer import Answer, Line, ServerState
 from client.server_certificate import SeenCertificate, look_at
+from common.errors import printable
 
 MOST_AHEAD_S, MOST_BEHIND_S = 5.0, 305.0
 """The server refuses a hospital whose clock is further away from its own than this."""
@@ -21,9 +22,12 @@ _WRONG_NAME = (62, 64)
 """Verification codes of OpenSSL (X509_V_ERR_*)."""
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE")
 _LATER = (502, 503, 504)
+_NAMES_SHOWN = 10
+_OTHER_FLOWER = 1001
+"""Flower's code for releases that do not fit."""
 
 
-def explain_failure(error: httpx.HTTPError, line: Line, *, timeout_s: float, now: datetime) -> Answer:
+def explain_failure(error: Exception, line: Line, *, timeout_s: float, now: datetime) -> Answer:
     """No answer came: find the reason below what httpx says."""
     causes = list(_causes(error))
     for cause in causes:
@@ -32,15 +36,18 @@ def explain_failure(error: httpx.HTTPError, line: Line, *, timeout_s: float, now
         if isinstance(cause, ssl.SSLError) and any(word in str(cause) for word in _NOT_TLS):
             return _not_tls(line)
     if isinstance(error, httpx.ProxyError):
-        return _proxy_refused(str(error), line)
+        return _proxy_refused(printable(error), line)
     if isinstance(error, httpx.TimeoutException):
         return _timed_out(line, timeout_s, connecting=isinstance(error, httpx.ConnectTimeout))
-    if isinstance(error, httpx.ConnectError) and not any(isinstance(cause, ssl.SSLError) for cause in causes):
+    if isinstance(error, httpx.ConnectError | UnicodeError) and not any(
+        isinstance(cause, ssl.SSLError) for cause in causes
+    ):
         return _unreachable(causes, line)
     return Answer(
         state=ServerState.UNREACHABLE,
         what=f"the connection to {line.address} was cut before an answer came",
-        why=f"{type(error).__name__}: {error}. A firewall that looks inside does this, or a restart",
+        why=f"{type(error).__name__}: {printable(error)}. A firewall that looks inside does this, "
+        "or a restart",
         fix="try again; if it stays, let your network team allow TLS to this address without inspection",
     )
 
@@ -67,6 +74,24 @@ def explain_status(response: httpx.Response, line: Line) -> Answer:
         what=f"{line.address} answers, but not like the server of {line.federation} (HTTP {status})",
         why=f"it said: {_detail(response)}",
         fix="compare the address in enrolment.toml with the operator's; is a proxy's page in between?",
+    )
+
+
+def is_other_flower(response: httpx.Response) -> bool:
+    """Whether the server refuses because its release of Flower does not fit."""
+    try:
+        return bool(json.loads(response.text)["code"] == _OTHER_FLOWER)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def other_flower(response: httpx.Response, line: Line) -> Answer:
+    """Its release of Flower does not fit: nothing was asked about the key."""
+    return Answer(
+        state=ServerState.OTHER,
+        what=f"{line.address} runs another release of Flower (HTTP {response.status_code})",
+        why=f"it said: {_detail(response)}",
+        fix="install the release of hospital-federation that enrolment.toml names, or ask the operator",
     )
 
 
@@ -176,15 +201,17 @@ def _not_tls(line: Line) -> Answer:
 
 def _proxy_refused(words: str, line: Line) -> Answer:
     hint = f"let {line.address} be allowed for CONNECT on the proxy"
+    cannot_reach = words.startswith(("502", "503", "504"))
     if words.startswith("407"):
         hint = "write its user into https-proxy: http://user:password@host:port (hospital.toml stays 0600)"
-    elif words.startswith(("502", "503", "504")):
+    elif cannot_reach:
         hint = f"the proxy itself does not reach {line.address}: open its way out to that address"
     return Answer(
         state=ServerState.PROXY,
         what=f"the proxy {line.proxy_shown} does not connect to {line.address}",
         why=f"it answered: {words}",
         fix=hint,
+        proxy_cannot_reach=cannot_reach,
     )
 
 
@@ -203,7 +230,7 @@ def _unreachable(causes: list[BaseException], line: Line) -> Answer:
     reason = next((str(cause) for cause in reversed(causes) if isinstance(cause, OSError)), str(causes[0]))
     there = f"the proxy {line.proxy_shown}" if line.proxy else line.address
     fix = f"start the server, or open the hospital's firewall for outgoing TCP to {line.address}"
-    if any(isinstance(cause, socket.gaierror) for cause in causes):
+    if any(isinstance(cause, socket.gaierror | UnicodeError) for cause in causes):
         fix = (
             "check the name and this machine's DNS; an address in numbers works where the certificate has it"
         )
@@ -216,7 +243,7 @@ def _unreachable(causes: list[BaseException], line: Line) -> Answer:
     return Answer(
         state=ServerState.PROXY if line.proxy else ServerState.UNREACHABLE,
         what=f"{there} cannot be reached",
-        why=reason,
+        why=printable(reason),
         fix=fix,
     )
 
@@ -229,7 +256,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _names(seen: SeenCertificate | None) -> str:
-    return (", ".join(seen.names) or "none") if seen else "unknown"
+    if seen is None:
+        return "unknown"
+    more = len(seen.names) - _NAMES_SHOWN
+    shown = ", ".join(seen.names[:_NAMES_SHOWN]) or "none"
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _enroll_new_key(line: Line) -> str:
@@ -239,10 +270,10 @@ def _enroll_new_key(line: Line) -> str:
 
 def _detail(response: httpx.Response) -> str:
     try:
-        return str(json.loads(response.text)["detail"])[:120]
-    except (ValueError, KeyError, TypeError):
+        return printable(json.loads(response.text)["detail"], most=120)
+    except (ValueError, KeyError, TypeError, RecursionError):
         first = response.text.strip().splitlines()
-        return first[0][:120] if first else "nothing"
+        return printable(first[0], most=120) if first else "nothing"
 
 
 def _time(moment: datetime) -> str:

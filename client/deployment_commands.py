@@ -112,7 +112,11 @@ def start(folder: Folder = HERE) -> None:
 
 
 def status(folder: Folder = HERE, output: Output = OutputFormat.TEXT) -> None:
-    """Say how this hospital's client is. Exit codes: 0 running and connected, 1 not, 2 settings."""
+    """Say how this hospital's client is.
+
+    Exit codes: 0 runs and is connected, 1 does not run (or its worker is not ready), 2 settings, 3 runs and
+    waits for the server: nothing is to be done unless `last error` says so.
+    """
     from client.provisioning.status import hospital_status
 
     found = hospital_status(folder)
@@ -120,7 +124,7 @@ def status(folder: Folder = HERE, output: Output = OutputFormat.TEXT) -> None:
         _print_json(found.as_json())
     else:
         print_table(("what", "state"), found.rows())
-    raise typer.Exit(0 if found.is_serving else 1)
+    raise typer.Exit(found.exit_code)
 
 
 def pause(

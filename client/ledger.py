@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from sqlite3 import Connection
 
+from client.budget_words import budget_error
 from client.ledger_records import Charge, Cohort, Finding, History, RunSpent, Spent, worst_histories
 from client.ledger_rows import (
     counted_lines,
@@ -22,7 +23,7 @@ from client.ledger_rows import (
     read_cohorts,
 )
 from client.ledger_store import LedgerStore
-from common.errors import BudgetError, LedgerError, Refusal, RefusalCode
+from common.errors import LedgerError, Refusal, RefusalCode
 from common.messages import RoundKey
 from common.privacy.accountant import epsilon, fits, running_epsilon
 from common.privacy.plan import PrivacyEvent, Unit
@@ -227,10 +228,13 @@ def _cost(
         lines = [*counted_lines(charges, None if claims_privacy else key.run_id), new]
         for history in worst_histories(lines, cohorts, cohort.hashes):
             if not fits(history, epsilon=limit, delta=delta):
-                raise BudgetError(
+                before = worst_histories(lines[:-1], cohorts, cohort.hashes)
+                raise budget_error(
                     f"this round would take a patient above epsilon {limit:g}",
-                    why="what was spent before, in any study, counts",
-                    fix="the hospital leaves this run; `flower-client ledger show` tells what was spent",
+                    history=max(before, key=lambda events: running_epsilon(events, delta=delta)),
+                    event=event,
+                    limit=limit,
+                    delta=delta,
                 )
     if not claims_privacy:
         return None

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from client.budget_words import budget_error
 from common.config import PrivacyKnobs, PublicPlan
 from common.errors import BudgetError, PolicyError, Refusal, RefusalCode
 from common.hospital_config import HospitalConfig
-from common.privacy.accountant import affordable_steps, epsilon, fits, solve_noise_multiplier
+from common.privacy.accountant import affordable_steps, fits, running_epsilon, solve_noise_multiplier
 from common.privacy.plan import PrivacyEvent, PrivacyPlan, Unit
 
 Histories = Sequence[Sequence[PrivacyEvent]]
@@ -196,7 +197,7 @@ def _solved(config: HospitalConfig, request: TrainingRequest, histories: Histori
         )
     except BudgetError as error:
         if any(event.steps for history in histories for event in history):
-            raise
+            raise _budget_spent(config, request, histories) from None
         raise PolicyError(
             "the plan needs more noise than policy.maximum-noise-multiplier allows",
             why=f"{error.what}; {error.why}",
@@ -204,13 +205,32 @@ def _solved(config: HospitalConfig, request: TrainingRequest, histories: Histori
         ) from None
 
 
+def _budget_spent(config: HospitalConfig, request: TrainingRequest, histories: Histories) -> BudgetError:
+    """No noise that the policy takes makes the rest of the run fit."""
+    policy = config.policy
+    steps = request.remaining_rounds * request.knobs.local_steps
+    return budget_error(
+        f"the rounds from {request.round_number} to {request.rounds} do not fit the budget of "
+        f"epsilon {policy.epsilon:g}, not even with policy.maximum-noise-multiplier",
+        history=max(histories, key=lambda history: running_epsilon(history, delta=config.delta)),
+        event=PrivacyEvent(
+            sampling_rate=request.knobs.sampling_rate,
+            noise_multiplier=policy.maximum_noise_multiplier,
+            steps=steps,
+        ),
+        limit=policy.epsilon,
+        delta=config.delta,
+    )
+
+
 def _require_affordable(config: HospitalConfig, plan: PrivacyPlan, histories: Histories) -> None:
     """One more round must fit every patient's budget."""
     for history in histories or [()]:
         if not fits([*history, plan.event()], epsilon=config.policy.epsilon, delta=config.delta):
-            raise BudgetError(
+            raise budget_error(
                 f"one more round does not fit the budget of epsilon {config.policy.epsilon:g}",
-                why=f"spent: epsilon {epsilon(history, delta=config.delta):.4g} at delta {config.delta:.3g}; "
-                f"a round is {plan.steps} step(s) at noise multiplier {plan.noise_multiplier:g}",
-                fix="the hospital leaves this run; a larger budget or more noise would let it go on",
+                history=history,
+                event=plan.event(),
+                limit=config.policy.epsilon,
+                delta=config.delta,
             )

@@ -12,6 +12,7 @@ from flwr.app import Message
 from client.device import reproducible_kernels, resolve_device
 from client.images.dataset import HospitalImages
 from client.ledger_records import Charge
+from client.out_of_memory import explained_memory
 from client.outbox import SealedAnswer
 from client.policy import TrainingRequest, agree, planned, require_allowed, require_patients
 from client.private_training import train_privately
@@ -42,7 +43,7 @@ def train_round(site: Site, request: Message, envelope: Envelope) -> Message:
             weights = _checked_weights(request, envelope, plan, deadline=deadline)
             images = _checked_images(site, plan)
             # 3. Agree under the hospital's policy; charge the ledger and wait for the disk.
-            privacy, charge = _charged(site, key, plan, images)
+            privacy, charge = _charged(site, key, plan, images, deadline=deadline)
             # 4. Train, form the difference, seal it.
             with reproducible_kernels(plan.federation.reproducible):
                 result = _trained(site, key, plan, privacy, images, weights, deadline=deadline)
@@ -56,8 +57,7 @@ def train_round(site: Site, request: Message, envelope: Envelope) -> Message:
 def _checked_weights(
     request: Message, envelope: Envelope, plan: PublicPlan, *, deadline: float
 ) -> Parameters:
-    if time.time() > deadline:
-        raise Refusal(RefusalCode.LATE, "the round's deadline passed before it arrived")
+    _require_time(deadline, "before it arrived")
     if envelope.encoding != messages.ENCODING_FLOAT32 or envelope.masked or envelope.task != plan.data.task:
         raise WireError("the message asks for an encoding or task that this release does not have")
     template = parameter_template(plan.model_spec)
@@ -74,7 +74,7 @@ def _checked_images(site: Site, plan: PublicPlan) -> HospitalImages:
 
 
 def _charged(
-    site: Site, key: RoundKey, plan: PublicPlan, images: HospitalImages
+    site: Site, key: RoundKey, plan: PublicPlan, images: HospitalImages, *, deadline: float
 ) -> tuple[PrivacyPlan | None, Charge]:
     """Agree on this round's plan and charge it; a charge that already stands is trained on, not repeated."""
     config, ledger = site.config, site.ledger
@@ -105,6 +105,7 @@ def _charged(
             histories=ledger.histories(cohort, rehearsed_run=rehearsed),
             earlier_noise_multiplier=ledger.noise_multiplier_of(key.run_id),
         )
+    _require_time(deadline, "while the images were read: nothing is paid for an answer that comes too late")
     charge = ledger.charge(
         key,
         event=privacy.event() if privacy else None,
@@ -136,33 +137,35 @@ def _trained(
     randomness: RandomnessSource = SecureRandomness()
     if plan.federation.reproducible:
         randomness = ReproducibleRandomness(plan.federation.seed, site.name)
-    if privacy is not None:
-        return train_privately(
+    device = resolve_device(site.config.site.device)
+    with explained_memory(physical_batch_size=plan.training.physical_batch_size, device=device):
+        if privacy is not None:
+            return train_privately(
+                model=model,
+                task=task,
+                examples=images.train,
+                preprocessing=preprocessing,
+                plan=privacy,
+                training=plan.training,
+                round_number=key.round_number,
+                num_rounds=plan.federation.rounds,
+                randomness=randomness,
+                device=device,
+                stop=lambda: time.time() > deadline,
+            )
+        return train(
             model=model,
             task=task,
             examples=images.train,
             preprocessing=preprocessing,
-            plan=privacy,
             training=plan.training,
+            local_steps=plan.privacy.local_steps,
             round_number=key.round_number,
             num_rounds=plan.federation.rounds,
             randomness=randomness,
-            device=resolve_device(site.config.site.device),
+            device=device,
             stop=lambda: time.time() > deadline,
         )
-    return train(
-        model=model,
-        task=task,
-        examples=images.train,
-        preprocessing=preprocessing,
-        training=plan.training,
-        local_steps=plan.privacy.local_steps,
-        round_number=key.round_number,
-        num_rounds=plan.federation.rounds,
-        randomness=randomness,
-        device=resolve_device(site.config.site.device),
-        stop=lambda: time.time() > deadline,
-    )
 
 
 def _formed(
@@ -182,6 +185,15 @@ def _formed(
             messages.DELTA: charge.delta,
         }
     return SealedAnswer(delta=difference(result.parameters, weights), metrics=metrics)
+
+
+def _require_time(deadline: float, when: str) -> None:
+    if time.time() > deadline:
+        raise Refusal(
+            RefusalCode.LATE,
+            f"the round's deadline passed {when}",
+            fix="ask the operator for a longer server.deadline-s if it happens again",
+        )
 
 
 def _asked(plan: PublicPlan, key: RoundKey, *, unit: Unit) -> TrainingRequest:

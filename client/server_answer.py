@@ -4,10 +4,9 @@ import urllib.request
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from urllib.parse import urlsplit
 
 from common.enrolment import Enrolment
-from common.errors import FederationError
+from common.errors import FederationError, printable
 
 
 class ServerState(StrEnum):
@@ -34,6 +33,8 @@ class ServerState(StrEnum):
     PROXY = "proxy"
     OTHER = "other"
 
+
+_AWAY = frozenset({ServerState.UNREACHABLE, ServerState.TIMEOUT, ServerState.BUSY})
 
 _FOR_A_PERSON = frozenset(
     {
@@ -85,8 +86,18 @@ class Line:
     @property
     def proxy_shown(self) -> str:
         """The proxy without user and password."""
-        parts = urlsplit(self.proxy)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        return without_password(self.proxy)
+
+
+def without_password(proxy: str) -> str:
+    """A proxy's address as it may be shown: what stands before the last '@' is left out.
+
+    >>> without_password("http://doctor:secret@proxy.example:3128")
+    'http://proxy.example:3128'
+    """
+    shown = proxy.rpartition("@")[2]
+    scheme, is_url, _ = proxy.partition("://")
+    return printable(f"{scheme}://{shown}" if is_url and shown != proxy else shown)
 
 
 def proxy_of_environment(address: str) -> str:
@@ -107,6 +118,10 @@ class Answer:
     what: str
     why: str = ""
     fix: str = ""
+    address: str = ""
+    """host:port that was asked."""
+    proxy_cannot_reach: bool = False
+    """Whether the hospital's proxy works and says that it does not reach the server."""
     server_release: str = ""
     """Release of hospital-federation at the server; empty when it did not say."""
     server_schema: int | None = None
@@ -129,16 +144,28 @@ class Answer:
         return self.state in _FOR_A_PERSON
 
     @property
+    def is_away(self) -> bool:
+        """Whether it may well be the server that is not there, rather than something at the hospital."""
+        return self.state in _AWAY or self.proxy_cannot_reach
+
+    @property
     def certificate_days_left(self) -> float | None:
         """Days until the server's certificate expires, None where it was not seen."""
         if self.certificate_until is None:
             return None
         return (self.certificate_until - datetime.now(UTC)).total_seconds() / 86_400
 
-    def text(self) -> str:
-        """The three lines."""
-        return str(self.as_error())
+    def text(self, *, was_connected: bool = False) -> str:
+        """The three lines; a hospital that was connected before is not told to open its firewall."""
+        return str(self.as_error(was_connected=was_connected))
 
-    def as_error(self) -> FederationError:
+    def as_error(self, *, was_connected: bool = False) -> FederationError:
         """The same as an error to raise."""
+        if was_connected and self.is_away:
+            return FederationError(
+                f"the server at {self.address} has gone" if self.address else "the server has gone",
+                why="it has ended its run, restarts, or the line is cut; this hospital was connected before, "
+                "so its firewall is right",
+                fix="nothing is to be done: this client waits and connects by itself",
+            )
         return FederationError(self.what, why=self.why, fix=self.fix)

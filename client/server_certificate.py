@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 from cryptography import x509
 
-from common.errors import ConfigError
+from common.errors import ConfigError, printable
 
 
 def tls_context(ca_certificate: str) -> ssl.SSLContext:
@@ -39,7 +39,14 @@ class SeenCertificate:
 
     @classmethod
     def read(cls, der: bytes) -> "SeenCertificate":
-        """Raises ValueError when it cannot be parsed."""
+        """Read DER; names are made printable. Raises ValueError when it cannot be parsed."""
+        try:
+            return cls._read(der)
+        except Exception as error:  # the library has half a dozen kinds for what servers show
+            raise ValueError("no certificate that can be read") from error
+
+    @classmethod
+    def _read(cls, der: bytes) -> "SeenCertificate":
         certificate = x509.load_der_x509_certificate(der)
         names: tuple[str, ...] = ()
         with suppress(x509.ExtensionNotFound):
@@ -47,9 +54,9 @@ class SeenCertificate:
             addresses = found.get_values_for_type(x509.IPAddress)
             names = (*found.get_values_for_type(x509.DNSName), *map(str, addresses))
         return cls(
-            subject=certificate.subject.rfc4514_string(),
-            issuer=certificate.issuer.rfc4514_string(),
-            names=names,
+            subject=printable(certificate.subject.rfc4514_string()),
+            issuer=printable(certificate.issuer.rfc4514_string()),
+            names=tuple(map(printable, names)),
             not_before=certificate.not_valid_before_utc,
             not_after=certificate.not_valid_after_utc,
         )

@@ -1,7 +1,6 @@
 """A hospital on its own machine: configuration, folders, ledger, outbox, images; opened once per process."""
 
 import json
-import logging
 import os
 import tempfile
 from contextlib import AbstractContextManager
@@ -11,6 +10,7 @@ from pathlib import Path
 from flwr.app import Context
 
 from client.generated_hospital import write_generated_hospital
+from client.hospital_log import FILE, write_entry
 from client.images.dataset import HospitalImages, read_hospital_images
 from client.images.splits import split_key
 from client.ledger import Ledger
@@ -64,16 +64,8 @@ class Site:
         return self._images[1]
 
     def log_locally(self, error: BaseException) -> None:
-        """Write an error to the hospital's own log; it may name files and never leaves."""
-        log = self.state_folder / "hospital.log"
-        handler = logging.FileHandler(log)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        log.chmod(0o600)
-        record = logging.LogRecord("hospital", logging.ERROR, "", 0, "%s", (str(error),), None)
-        if not str(error) or not hasattr(error, "what"):
-            record.exc_info = (type(error), error, error.__traceback__)
-        handler.emit(record)
-        handler.close()
+        """Write an error to the hospital's own log; it may name files and never leaves. Raises OSError."""
+        write_entry(self.state_folder / FILE, error)
 
     def _folder(self, configured: str, default: str) -> Path:
         folder = Path(configured) if configured else self.folder / default

@@ -4,13 +4,14 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.names import NAME
 from common.settings import Section
 
 
 class FederationSection(Section):
     """What kind of run this is."""
 
-    name: str = Field(default="federation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(default="federation", pattern=NAME)
     """Name of the study: letters, digits, dot, dash, underscore."""
     rounds: int = Field(default=20, ge=1, le=100_000)
     """Rounds of training."""

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from common.config import PublicPlan
+from common.names import ADDRESS, FINGERPRINT, NAME
 from common.settings import Section
 
 ENROLMENT = "enrolment.toml"
@@ -12,15 +13,15 @@ ENROLMENT = "enrolment.toml"
 class Enrolment(Section):
     """Where the federation is, how to recognise it, and what it knows of this hospital."""
 
-    federation: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    federation: str = Field(pattern=NAME)
     """Name of the study."""
-    hospital: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    hospital: str = Field(pattern=NAME)
     """Name on the roster."""
     enrolled_patients: int = Field(ge=1)
     """The public count on the roster."""
-    fingerprint: str = Field(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")
+    fingerprint: str = Field(pattern=FINGERPRINT)
     """Fingerprint of the hospital's key on the roster."""
-    address: str = Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}$")
+    address: str = Field(pattern=ADDRESS)
     """host:port of the server's open path; TLS always."""
     release: str
     """Release of hospital-federation at the server."""

@@ -24,6 +24,19 @@ Bad arguments of a function are plain `ValueError`.
 
 from enum import StrEnum
 
+LONGEST_PIECE = 200
+
+
+def printable(text: object, *, most: int = LONGEST_PIECE) -> str:
+    r"""Words from outside, fit for a terminal and one line of a log: at most `most` characters.
+
+    Whatever is no visible character or space becomes '?': line ends, escape sequences, reversed writing.
+
+    >>> printable("ok\x1b[2J\nforged")
+    'ok?[2J?forged'
+    """
+    return "".join(character if character.isprintable() else "?" for character in str(text)[:most])
+
 
 class RefusalCode(StrEnum):
     """Why a hospital did not train: the only words about it that leave the hospital."""

@@ -25,12 +25,20 @@ class Health(StrEnum):
     UNREACHABLE = "unreachable"
 
 
+class _Checks(health.HealthServicer):  # type: ignore[misc]
+    """Check and no Watch: two who watch would hold both threads, and nobody else got an answer."""
+
+    def Watch(self, request: object, context: grpc.ServicerContext) -> None:  # noqa: N802
+        """Refuse at once."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask with Check")
+
+
 class HealthServer:
     """Answers the standard health protocol on 127.0.0.1; every service starts as not serving."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self._servicer = health.HealthServicer(experimental_non_blocking=False)
+        self._servicer = _Checks(experimental_non_blocking=False)
         self._server: grpc.Server | None = None
 
     def start(self) -> None:

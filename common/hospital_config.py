@@ -6,13 +6,16 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.names import NAME
 from common.settings import Section
+
+_LAST_PORT = 65535
 
 
 class HospitalSection(Section):
     """Who this hospital is."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=NAME)
     """Name on the federation's roster: letters, digits, dot, dash, underscore."""
     enrolled_patients: int = Field(ge=1)
     """The one public, rounded count: divisor, weight and delta use only this."""
@@ -112,6 +115,16 @@ class ConnectionConfig(Section):
     """Port on 127.0.0.1 between Flower's SuperNode and the worker."""
     health_port: int = Field(default=9095, ge=1, le=65535)
     """Port on 127.0.0.1 that answers gRPC health."""
+
+    @model_validator(mode="after")
+    def _two_ports(self) -> Self:
+        if self.runtime_port == self.health_port:
+            other = self.runtime_port + (1 if self.runtime_port < _LAST_PORT else -1)
+            raise ValueError(
+                f"connection.runtime-port and connection.health-port are both {self.runtime_port}, "
+                f"and two programs listen there: write for example health-port = {other}"
+            )
+        return self
 
 
 class HospitalConfig(Section):

@@ -52,7 +52,7 @@ def load(kind: type[S], path: Path, overrides: Iterable[str] = ()) -> S:
         values = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"there is no file {path}", fix="name an existing TOML file") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML", why=str(error), fix="correct that line") from None
     return parse(kind, with_overrides(values, overrides), source=str(path))
 

@@ -71,6 +71,7 @@ def enroll(
     from common.node_keys import load_public_key
     from server.provisioning.enrolments import enrol_hospital
     from server.provisioning.operator_config import OperatorFolder
+    from server.provisioning.roster import Change
 
     entry, change, path = enrol_hospital(
         OperatorFolder(directory),
@@ -84,6 +85,8 @@ def enroll(
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
         return
     typer.echo(f"{entry.name}: {change.value}, {entry.enrolled_patients} patients, key {entry.fingerprint}")
+    if change is Change.COUNT:
+        typer.echo("the new count applies from the next run; the open one keeps the count that it began with")
     typer.echo("compare the fingerprint with the hospital by telephone, not by e-mail")
     typer.echo(f"send the hospital {path} (no secret in it); it becomes enrolment.toml beside hospital.toml")
     if patients % 10 and patients > 20:
@@ -195,9 +198,8 @@ def resume(
     folder.config()
     if run is None:
         find_run(None, directory=folder.path, runs=None)
-    else:
-        choose_run(folder, run)
-    raise typer.Exit(int(start_server(folder, resume=True)))
+    chosen = None if run is None else choose_run(folder, run)
+    raise typer.Exit(int(start_server(folder, resume=True, run=chosen)))
 
 
 def backup(

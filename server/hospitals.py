@@ -4,7 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from common import messages
 from common.errors import RefusalCode, WireError
 from common.messages import SCHEMA_VERSION, Envelope
+from common.names import NAME
 from server.exchange import LONGEST_PAUSE_S, SHORTEST_PAUSE_S, send
 
 HELLO_TTL_S = 600.0
@@ -20,7 +21,7 @@ ASK_AGAIN_S = 60.0
 """A node that refused, failed or could not be enrolled is greeted again after this."""
 GRACE_S = 30.0
 """Without a number of expected hospitals: how long connected but silent nodes hold up round 1."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(NAME)
 _LARGEST_COUNT = 10**9
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,13 @@ class Hospital:
     node_id: int
     enrolled_patients: int
     """The rounded public count: its weight in the average, bound for the whole run."""
+    own_count: int | None = None
+    """The count that it works with, where the operator has changed it since the run bound another one."""
+
+    @property
+    def stated_patients(self) -> int:
+        """The count that its updates must state, and are scaled by."""
+        return self.own_count or self.enrolled_patients
 
 
 class Enrolled(Protocol):
@@ -57,14 +65,17 @@ class Admission:
     versions: Mapping[str, str]
     """What a hospital must run, as in its hello (`version`, `flwr`); empty takes in any release."""
 
-    def check(self, hospital: Hospital, facts: ConfigRecord) -> None:
-        """Raise WireError unless the hospital is the one whose key it holds, with the agreed releases."""
+    def check(self, hospital: Hospital, facts: ConfigRecord, *, bound: int | None = None) -> None:
+        """Raise WireError unless the hospital is the one whose key it holds, with the agreed releases.
+
+        `bound` is the count that the run has for it already: the roster's may have changed since.
+        """
         entry = self.enrolled_as(hospital.node_id)
         if entry is None:
             raise WireError("its key is not on the roster")
         if hospital.name != entry.name:
             raise WireError(f"its key is that of {entry.name}, and it gives another name")
-        if hospital.enrolled_patients != entry.enrolled_patients:
+        if hospital.enrolled_patients not in (entry.enrolled_patients, bound):
             raise WireError(
                 f"{entry.name} gives another count of patients than the roster's {entry.enrolled_patients}"
             )
@@ -168,9 +179,14 @@ class Roster:
     def _admit(self, reply: Message, node_id: int) -> Hospital:
         hospital = _introduction(reply, node_id)
         facts = reply.content[messages.HOSPITAL]
-        if self._admission is not None and isinstance(facts, ConfigRecord):
-            self._admission.check(hospital, facts)
-        return hospital
+        if self._admission is None or not isinstance(facts, ConfigRecord):
+            return hospital
+        bound, count = self._enrolled.get(hospital.name), hospital.enrolled_patients
+        self._admission.check(hospital, facts, bound=bound)
+        if bound is None or bound == count:
+            return hospital
+        log.info("%s keeps its weight of %d in this run, not %d", hospital.name, bound, count)
+        return replace(hospital, enrolled_patients=bound, own_count=count)
 
     def _enrol(self, hospital: Hospital) -> Hospital:
         connected = set(self._grid.get_node_ids())

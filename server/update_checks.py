@@ -172,7 +172,7 @@ def _checked_update(reply: Message, question: Question, hospital: Hospital) -> U
         metrics = messages.metrics_of(reply.content)
     except WireError:
         raise InvalidUpdateError(Defect.METRICS) from None
-    if metrics.get(messages.NUM_EXAMPLES) != hospital.enrolled_patients:
+    if metrics.get(messages.NUM_EXAMPLES) != hospital.stated_patients:
         raise InvalidUpdateError(Defect.NUM_EXAMPLES)
     check_cost(metrics, question)
     try:
@@ -217,7 +217,7 @@ def _norm_limit(metrics: dict[str, float], question: Question, hospital: Hospita
     bound = update_norm_bound(
         question.plan,
         num_parameters=sum(math.prod(shape) for shape in question.template.values()),
-        enrolled=hospital.enrolled_patients,
+        enrolled=hospital.stated_patients,
         noise_multiplier=metrics.get(messages.NOISE_MULTIPLIER),
         weights_norm=question.weights_norm,
     )

@@ -159,9 +159,7 @@ def clean_stop(folder: Path, say: Say) -> Iterator[None]:
         if (folder / STOP).exists():
             raise KeyboardInterrupt
         (folder / STOP).touch()
-        say(
-            f"stopping; a second Ctrl-C ends at once. Later: flower-simulate resume {folder}"
-        )
+        say(f"stopping; a second Ctrl-C ends at once. Later: flower-simulate resume {folder}")
 
     before = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -10,11 +10,13 @@ from client.provisioning.code_list import is_accepted
 from client.provisioning.standing import has_left, is_paused
 from client.site import Site
 from common import messages
-from common.errors import ConfigError, Refusal, RefusalCode
+from common.errors import ConfigError, Refusal, RefusalCode, printable
 from common.messages import Envelope
 
 
-def admitted(state: Path, bundle: bytes, request: Message, context: Context) -> Message | None:
+def admitted(
+    state: Path, bundle: bytes, request: Message, context: Context, *, name: str = ""
+) -> Message | None:
     """None where the message may go on to the ClientApp; otherwise the refusal, which is in the audit log."""
     digest = hashlib.sha256(bundle).hexdigest()
     if not _is_on_the_list(state, digest):
@@ -24,7 +26,8 @@ def admitted(state: Path, bundle: bytes, request: Message, context: Context) -> 
             Refusal(
                 RefusalCode.CODE,
                 f"the run names app bundle {digest}, which is not accepted here",
-                why="a hospital takes part only in runs of releases that are on its own list",
+                why=f"the server calls it {printable(name) or 'nothing'} (publisher/name version); only "
+                "releases on this hospital's own list take part",
                 fix=f"compare it with the operator's by telephone; then flower-client code accept {digest}",
             ),
         )

@@ -19,8 +19,8 @@ _DOUBT_S, _MENDS_WITHIN_S = 2.0, 30.0
 
 After a cut Flower's heartbeat comes back by itself within 20 s, with the work in hand.
 """
-_OLD_SESSION_S = 90.0
-"""A session that nobody ended expires within 60 s."""
+_OLD_SESSION_S = 75.0
+"""A session that nobody ended expires 60 s after its last heartbeat; with a margin."""
 _RETRY_S = (1.0, 2.0, 3.0, 5.0, 10.0)
 _SAY_AGAIN_S = 600.0
 
@@ -94,7 +94,11 @@ class ConnectionWatch:
             return Step(action=Action.GIVE_UP, ask_again_s=0.0, line=answer.text())
         pause = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
         self._failures += 1
-        return Step(action=Action.NOTHING, ask_again_s=pause, line=self._news(answer.text(), now))
+        return Step(
+            action=Action.NOTHING,
+            ask_again_s=pause,
+            line=self._news(answer.text(was_connected=self.was_connected), now),
+        )
 
     def _online(self, answer: Answer, now: float, running_s: float | None) -> Step:
         self._failures, self._offline_since = 0, None
@@ -110,10 +114,10 @@ class ConnectionWatch:
             self._old_session_since = now
         waited = now - self._old_session_since
         if waited < _OLD_SESSION_S:
-            left = f"{_OLD_SESSION_S - waited:.0f} s at most"
+            left, longest = f"{_OLD_SESSION_S - waited:.0f} s at most", f"{_OLD_SESSION_S:.0f} s"
             text = (
                 f"waiting for the old session to expire ({left})\n"
-                "a client that ends without saying so stays online at the server for 60 s\n"
+                f"a client that ends without saying so stays online at the server for up to {longest}\n"
                 "nothing is to be done"
             )
         else:

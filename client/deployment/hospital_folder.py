@@ -1,14 +1,17 @@
 """The files of a hospital in operation, and what must be right before anything is started."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from client.deployment.runtime_certificate import make_certificate
 from common.enrolment import Enrolment
-from common.errors import ConfigError
+from common.errors import ConfigError, FederationError
 from common.hospital_config import HospitalConfig
-from common.node_keys import load_private_key, public_key_of, refuse_readable_by_others
+from common.node_keys import load_private_key, public_key_of, refuse_readable_by_others, write_secret
 from common.settings import load
 
 HOSPITAL_TOML = "hospital.toml"
@@ -25,7 +28,12 @@ class HospitalFolder:
         self.logs = self.path / "logs"
         self.enrolment_file = self.path / self.config.connection.enrolment
         self.key_file = self.path / self.config.connection.key
-        self.secret_file = self.state / "secrets" / "superexec.bin"
+        self.secrets = self.state / "secrets"
+        self.secret_file = self.secrets / "superexec.bin"
+        self.runtime_certificate = self.secrets / "runtime.crt"
+        self.runtime_key = self.secrets / "runtime.key"
+        self.key_in_use = self.secrets / "hospital.key"
+        """What a running client uses, whatever renew-key does meanwhile."""
         self.ca_file = self.state / "ca.crt"
         self.flower_home = self.state / "flower"
         self.status_file = self.state / "status.json"
@@ -67,13 +75,28 @@ class HospitalFolder:
             )
         return key
 
-    def prepare(self, enrolment: Enrolment) -> None:
-        """Make the folders; write certificate authority and a fresh secret. May raise OSError."""
-        for folder in (self.state, self.secret_file.parent, self.flower_home, self.logs):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write_owned(self.secret_file, os.urandom(32))
-        _write_owned(self.ca_file, enrolment.ca_certificate.encode())
-        self.work_file.unlink(missing_ok=True)
+    def prepare(self, enrolment: Enrolment, key: ec.EllipticCurvePrivateKey) -> None:
+        """Make the folders; write certificates, a fresh secret and the key in use. Raises FederationError."""
+        certificate, runtime_key = make_certificate()
+        own = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        )
+        try:
+            for folder in (self.state, self.secrets, self.flower_home, self.logs):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _replace(self.secret_file, os.urandom(32))
+            _replace(self.runtime_certificate, certificate)
+            _replace(self.runtime_key, runtime_key)
+            _replace(self.key_in_use, own)
+            _replace(self.ca_file, enrolment.ca_certificate.encode())
+            self.work_file.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(error, self.state) from error
+
+    def tidy(self) -> None:
+        """Leave no second copy of the key behind."""
+        with suppress(OSError):
+            self.key_in_use.unlink(missing_ok=True)
 
     def secret(self) -> bytes:
         """What worker and SuperNode share; ConfigError when others can read it."""
@@ -81,11 +104,16 @@ class HospitalFolder:
         return self.secret_file.read_bytes()
 
 
-def _write_owned(path: Path, content: bytes) -> None:
-    """Replace a file by one that only its owner can read, whatever was there (also a link)."""
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    os.replace(new, path)
+def cannot_write(error: OSError, folder: Path) -> FederationError:
+    """What a person reads when the disk at `folder` takes nothing."""
+    return FederationError(
+        f"{error.filename or folder} cannot be written",
+        why=error.strerror or str(error),
+        fix=f"free space on the disk of {folder}, or make it writable for this user; then start again",
+    )
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file of its owner's only, in place of whatever was there (also a link)."""
+    path.unlink(missing_ok=True)
+    write_secret(path, content)

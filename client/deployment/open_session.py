@@ -13,10 +13,9 @@ from pathlib import Path
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from client.deployment.fleet_client import GuardedFleetClient
 from common.enrolment import Enrolment
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -27,6 +26,7 @@ class OpenSession:
 
     def __init__(self, path: Path, enrolment: Enrolment) -> None:
         self._path = path
+        self._is_closed = False
         self._place = {
             "folder": str(path.parent),
             "boot": _boot_id(),
@@ -36,16 +36,21 @@ class OpenSession:
 
     def opened(self, node_id: int) -> None:
         """Note that a session was opened for this node."""
+        self._is_closed = False
         with suppress(OSError):  # without the file it takes 60 s longer after a crash
             self._path.write_text(json.dumps({**self._place, "node": str(node_id), "since": time.time()}))
             self._path.chmod(0o600)
 
     def closed(self) -> None:
         """Note that it was ended."""
-        self._path.unlink(missing_ok=True)
+        self._is_closed = True  # also where the disk keeps the file
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
     def left_open(self) -> int | None:
         """Node id of a session of this folder that nobody has ended; None without one."""
+        if self._is_closed:
+            return None
         try:
             content = json.loads(self._path.read_text())
             ours = all(content[key] == value for key, value in self._place.items())
@@ -56,12 +61,11 @@ class OpenSession:
 
 def end_session(enrolment: Enrolment, key: ec.EllipticCurvePrivateKey, node_id: int) -> None:
     """End it at the server; whatever goes wrong, it expires by itself."""
-    client = FleetHttpClient.from_server_address(
+    client = GuardedFleetClient.from_server_address(
         enrolment.address,
         False,
         enrolment.ca_certificate.encode(),
         interceptors=[
-            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
             NodeAuthHttpInterceptor(key, key.public_key()),
         ],
     )

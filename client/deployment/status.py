@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from client.deployment.work import Phase, Work
+from client.deployment.work import Work
 from common.files import write_json_atomically
 
 SCHEMA = 1
@@ -18,6 +18,7 @@ def status_of(
     federation: str,
     address: str,
     connected_since: float | None,
+    last_connected: float | None,
     standing: str,
     fault: str,
     work: Work,
@@ -31,6 +32,7 @@ def status_of(
         "address": address,
         "connected": connected_since is not None,
         "connected_since": _iso(connected_since),
+        "last_connected": _iso(last_connected),
         "standing": standing,
         "last_error": fault,
         "worker": {"phase": work.phase.value, "since": _iso(work.since), "answered": work.done},
@@ -56,11 +58,6 @@ class StatusFile:
             return
         write_json_atomically(self._path, {**content, "updated": _iso(time.time())}, mode=0o600)
         self._written = dict(content)
-
-
-def is_overdue(work: Work, *, longest_s: float) -> bool:
-    """Whether the worker has been at one task for longer than any round may take."""
-    return work.phase is Phase.BUSY and time.time() - work.since > longest_s
 
 
 def _iso(seconds: float | None) -> str | None:

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.deployment.hospital_folder import HospitalFolder
+from client.deployment.hospital_folder import HospitalFolder, cannot_write
+from client.deployment.key_on_disk import KeyOnDisk
 from client.deployment.session import Session
 from client.deployment.status import StatusFile, status_of
 from client.deployment.supernode import refuse_taken_port
-from client.deployment.worker import Worker
+from client.deployment.worker import WorkerProcess
+from client.provisioning.round_news import RoundNews
 from client.provisioning.standing import has_left, is_paused
 from client.site_lock import site_lock
 from common.enrolment import Enrolment
@@ -43,9 +45,12 @@ def start(folder: Path) -> ExitCode:
         )
     with _alone(hospital):
         refuse_taken_port(hospital.config.connection.runtime_port, key="runtime-port")
-        hospital.prepare(enrolment)
-        with _stop_on_signals() as stop:
-            return Supervisor(hospital, enrolment, key).run(stop)
+        hospital.prepare(enrolment, key)
+        try:
+            with _stop_on_signals() as stop:
+                return Supervisor(hospital, enrolment, key).run(stop)
+        finally:
+            hospital.tidy()
 
 
 class Supervisor:
@@ -53,8 +58,10 @@ class Supervisor:
 
     def __init__(self, folder: HospitalFolder, enrolment: Enrolment, key: ec.EllipticCurvePrivateKey) -> None:
         self._folder, self._enrolment = folder, enrolment
-        self._worker = Worker(folder)
+        self._worker = WorkerProcess(folder)
         self._session = Session(folder, enrolment, key, say=say)
+        self._key = KeyOnDisk(folder, enrolment)
+        self._news = RoundNews(folder.state, epsilon_limit=folder.config.policy.epsilon)
         self._health = HealthServer(folder.config.connection.health_port)
         self._status = StatusFile(folder.status_file)
 
@@ -62,22 +69,20 @@ class Supervisor:
         """Watch until `stop` is set or the hospital has left."""
         try:
             self._health.start()
-            self._worker.start()
             say(f"{self._folder.config.hospital.name} joins {self._enrolment.federation}")
             while not stop.wait(_LOOK_S):
                 # 1. Has the hospital left?
                 if has_left(self._folder.state):
                     say("this hospital has left the federation")
                     break
-                # 2. Is there a worker that gets on? One that dropped a task leaves a SuperNode waiting.
-                news = self._worker.look()
-                if news.line:
-                    say(news.line)
-                if news.lost_a_task:
-                    self._session.restart()
-                # 3. Does the server take us for connected?
-                self._session.look()
+                # 2. Does the server take us for connected? Where it does not know us, nothing more is loaded.
+                self._session.look(worker_is_idle=self._worker.is_idle)
+                # 3. Is there a worker that gets on? One that dropped a task leaves a SuperNode waiting.
+                if self._session.has_asked:
+                    self._look_at_worker()
                 # 4. Say how it is.
+                if news := self._key.news():
+                    say(news)
                 self._publish()
         finally:
             self._session.end()
@@ -86,6 +91,15 @@ class Supervisor:
             self._health.stop()
         say("ended")
         return ExitCode.COMPLETED
+
+    def _look_at_worker(self) -> None:
+        news = self._worker.look() if self._worker.was_started else self._worker.start()
+        if news.line:
+            say(news.line)
+        if news.lost_a_task:
+            self._session.restart()
+        if line := self._news.of(self._worker.work):
+            say(line)
 
     def _publish(self) -> None:
         connected, works = self._session.connected_since is not None, self._worker.is_ready
@@ -99,6 +113,7 @@ class Supervisor:
                     federation=self._enrolment.federation,
                     address=self._enrolment.address,
                     connected_since=self._session.connected_since,
+                    last_connected=self._session.last_connected,
                     standing="paused" if is_paused(self._folder.state) else "takes part",
                     fault=self._session.fault,
                     work=self._worker.work,
@@ -112,6 +127,8 @@ def _alone(hospital: HospitalFolder) -> Iterator[None]:
     lock = site_lock(hospital.state, timeout_s=0.5, name=".client.lock")
     try:
         lock.__enter__()
+    except OSError as error:
+        raise cannot_write(error, hospital.state) from error
     except LedgerError:
         raise FederationError(
             f"flower-client is already running for {hospital.path}",
@@ -138,4 +155,5 @@ def _stop_on_signals() -> Iterator[threading.Event]:
 
 def say(line: str) -> None:
     """One event for the person, with the time."""
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
+    with suppress(OSError):  # a full disk behind it is no reason to end
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)

@@ -4,11 +4,11 @@ Flower's own process for this is started per message, unpacks the bundle and imp
 stays what it is: bytes to be hashed.
 """
 
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 import httpx
 from flwr.app import Message
@@ -33,7 +33,11 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    pull_and_inflate_object_from_tree,
+    push_objects,
+)
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -55,6 +59,8 @@ _HEARTBEAT_S = 12.0
 """Flower gives a task up after 30 s (taken) or 60 s (begun) without one."""
 _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.02, 0.2
 """A task is there before its message is: how often to look for the rest."""
+_MOST_LOOKS = 300
+"""For each part, about a minute: a SuperNode that has dropped the message never says so."""
 
 
 class TaskGone(Exception):  # noqa: N818 - it is an outcome, not a defect
@@ -69,17 +75,6 @@ class TaskUnreadable(Exception):  # noqa: N818
         self.request = request
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """One message to this hospital, whole, and what came with it."""
-
-    message: Message
-    task_id: int
-    run_id: int
-    node_id: int
-    """As the server knows this hospital."""
-
-
 class Task:
     """A task that this worker has taken; a context manager that keeps it alive meanwhile."""
 
@@ -89,6 +84,8 @@ class Task:
         self._heart = threading.Thread(target=self._beat, name="task heartbeat", daemon=True)
         self.bundle = b""
         """The bundle that the run names; never unpacked."""
+        self.bundle_name = ""
+        """What the server calls it: publisher/name version."""
         self.task_id = self.run_id = self.node_id = 0
 
     def __enter__(self) -> "Task":
@@ -104,6 +101,7 @@ class Task:
         with _gone():
             response = self._client.PullTaskInput(PullTaskInputRequest())
         self.bundle = response.fab.content
+        self.bundle_name = f"{response.run.fab_id} {response.run.fab_version}".strip()
         self.task_id, self.run_id, self.node_id = (
             response.task_id,
             response.run.run_id,
@@ -111,12 +109,15 @@ class Task:
         )
 
     def pull_message(self) -> Message:
-        """Wait for the message and all its parts. Raises TaskGone, TaskUnreadable."""
+        """Wait for the message and all its parts.
+
+        Raises TaskGone, TaskUnreadable, and ObjectPullError for a part that does not come.
+        """
         with _gone():
             proto, tree = self._message()
             try:
                 message = self._inflated(tree)
-            except httpx.HTTPError:
+            except (httpx.HTTPError, ObjectPullError):
                 raise
             except Exception:  # whatever Flower's decoders make of bytes from outside
                 raise TaskUnreadable(message_from_proto(proto)) from None
@@ -149,12 +150,13 @@ class Task:
 
     def _message(self) -> tuple[ProtoMessage, ObjectTree]:
         pause = _FIRST_LOOK_S
-        while True:
+        for _ in range(_MOST_LOOKS):
             response = self._client.PullMessages(PullAppMessagesRequest())
             if response.messages_list:
                 return response.messages_list[0], response.message_object_trees[0]
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_LOOK_S)
+        raise ObjectPullError("message", "it did not come")
 
     def _inflated(self, tree: ObjectTree) -> Message:
         return pull_and_inflate_object_from_tree(
@@ -164,7 +166,7 @@ class Task:
                 self._client.ConfirmMessageReceived, self._node, self.run_id
             ),
             return_type=Message,
-            max_tries_per_object=None,
+            max_tries_per_object=_MOST_LOOKS,
             initial_backoff=_FIRST_LOOK_S,
             backoff_cap=_LONGEST_LOOK_S,
         )
@@ -176,14 +178,16 @@ class Task:
 
 
 class TaskSource:
-    """Where tasks come from: the SuperNode at `address`, for whoever knows its secret."""
+    """Where tasks come from: the SuperNode at `address`, which shows the certificate that `tls` trusts.
 
-    def __init__(self, address: str, secret: bytes) -> None:
-        self._address = address
-        self._client = RuntimeHttpClient.from_server_address(
-            address,
-            insecure=True,  # loopback; the SuperNode listens nowhere else
-            root_certificates=None,
+    Whoever else listens there learns nothing, and what it says is not read.
+    """
+
+    def __init__(self, address: str, secret: bytes, tls: ssl.SSLContext) -> None:
+        self._url, self._tls = f"https://{address}", tls
+        self._client = RuntimeHttpClient(
+            self._url,
+            verify=tls,
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name=_COMPONENT),
                 SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={_ACQUIRE}),
@@ -191,7 +195,7 @@ class TaskSource:
         )
 
     def take(self) -> Task | None:
-        """The next task; None while there is none, or no SuperNode. Raises httpx.HTTPStatusError."""
+        """The next task; None while there is none, or no SuperNode of ours. Raises httpx.HTTPStatusError."""
         try:
             response = self._client.AcquireTask(
                 AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
@@ -201,10 +205,9 @@ class TaskSource:
         if not response.token:
             return None
         return Task(
-            RuntimeHttpClient.from_server_address(
-                self._address,
-                insecure=True,
-                root_certificates=None,
+            RuntimeHttpClient(
+                self._url,
+                verify=self._tls,
                 interceptors=[
                     RuntimeVersionHttpInterceptor(component_name=_COMPONENT),
                     RuntimeTokenHttpInterceptor(response.token),

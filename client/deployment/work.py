@@ -53,6 +53,19 @@ def write_work(path: Path, work: Work) -> None:
     os.replace(new, path)
 
 
+def beat(path: Path) -> None:
+    """Say that the worker gets on. May raise OSError."""
+    os.utime(path)
+
+
+def last_beat(path: Path) -> int | None:
+    """A number that changes with every beat and every change of the file; None where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
 def read_work(path: Path) -> Work:
     """What was written last; a worker that has just been started where there is nothing to read."""
     try:

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.deployment.admission import admitted
 from client.deployment.hospital_folder import HospitalFolder
+from client.deployment.liveness import BEAT_S
+from client.deployment.runtime_certificate import trusting
 from client.deployment.tasks import Task, TaskGone, TaskSource, TaskUnreadable
-from client.deployment.work import Phase, Work, read_work, write_work
+from client.deployment.work import Phase, Work, beat, read_work, write_work
 from common import messages
 
 _POLL_S, _SLOW_POLL_S, _AWAKE_S = 0.1, 0.5, 600.0
@@ -40,7 +43,10 @@ class Worker:
 
     def __init__(self, folder: HospitalFolder) -> None:
         self._folder = folder
-        self._source = TaskSource(folder.runtime_address, folder.secret())
+        self._source = TaskSource(
+            folder.runtime_address, folder.secret(), trusting(folder.runtime_certificate.read_text())
+        )
+        self._beaten = 0.0
         self._context = {"hospital-config": str(folder.config_file)}
         self._note(read_work(folder.work_file).at(Phase.STARTING, pid=os.getpid()))
 
@@ -52,6 +58,7 @@ class Worker:
 
         if threads := self._folder.config.site.threads:
             torch.set_num_threads(threads)
+        self._open_site()
         self._images = threading.Thread(target=self._read_images, name="images", daemon=True)
         self._images.start()
         self._note(self._work.at(Phase.IDLE))
@@ -60,6 +67,7 @@ class Worker:
         """Answer tasks until the process is ended."""
         looked_for_since = time.monotonic()
         while True:
+            self._beat()
             try:
                 task = self._source.take()
             except httpx.HTTPStatusError as error:
@@ -108,13 +116,13 @@ class Worker:
             run_config={},
         )
         try:
-            return self._answered(task.bundle, request, context)
+            return self._answered(task, request, context)
         except Exception:
             log.exception("no answer could be made")
             return _error(request)
 
-    def _answered(self, bundle: bytes, request: Message, context: Context) -> Message:
-        refused = admitted(self._folder.state, bundle, request, context)
+    def _answered(self, task: Task, request: Message, context: Context) -> Message:
+        refused = admitted(self._folder.state, task.bundle, request, context, name=task.bundle_name)
         if refused is not None:
             return refused
         from client.app import app
@@ -123,18 +131,34 @@ class Worker:
             self._images.join()
         return app(request, context)
 
+    def _beat(self) -> None:
+        """Show the supervisor that this loop runs."""
+        if time.monotonic() - self._beaten >= BEAT_S:
+            self._beaten = time.monotonic()
+            with suppress(OSError):  # the supervisor sees that the disk takes nothing
+                beat(self._folder.work_file)
+
+    def _open_site(self) -> None:
+        """Before the images' thread does: two at once would open it twice. A fault is met in every round."""
+        from client.site import open_site
+
+        with suppress(Exception):
+            open_site(self._no_context())
+
     def _read_images(self) -> None:
         """Read them as the planned study wants them; a study that asks otherwise reads them again."""
         from client.site import open_site
 
         try:
-            plan = self._folder.enrolment().plan
-            context = Context(
-                run_id=0, node_id=0, node_config=dict(self._context), state=RecordDict(), run_config={}
-            )
-            open_site(context).images(plan)
+            open_site(self._no_context()).images(self._folder.enrolment().plan)
         except Exception as error:  # the first round meets it again, and refuses with its code
             log.warning("the images could not be read ahead: %s", type(error).__name__)
+
+    def _no_context(self) -> Context:
+        """For this hospital, in no run."""
+        return Context(
+            run_id=0, node_id=0, node_config=dict(self._context), state=RecordDict(), run_config={}
+        )
 
     def _with_last(self, reply: Message) -> Work:
         """What the supervisor shows of this answer: kind, round, code, and the cost that was stated."""

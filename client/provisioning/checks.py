@@ -66,13 +66,22 @@ def guarded(name: str, part: Callable[[], Iterator[Check]]) -> list[Check]:
         found.append(Check(name=name, state=CheckState.FAILED, result=result, fix=error.fix))
     except OSError as error:
         found.append(Check(name=name, state=CheckState.FAILED, result=str(error)))
+    except Exception as error:  # its words may be a patient's, or those of somebody outside
+        found.append(
+            Check(
+                name=name,
+                state=CheckState.FAILED,
+                result=f"could not be looked at: {type(error).__name__}",
+                fix="this is a defect: report it, with the line `versions`",
+            )
+        )
     return found
 
 
 def _enrolment_or_none(folder: HospitalFolder) -> Enrolment | None:
     try:
         return load(Enrolment, folder.enrolment_file)
-    except FederationError:
+    except (FederationError, OSError, ValueError):  # the part "enrolment" says why
         return None
 
 

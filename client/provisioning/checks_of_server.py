@@ -1,13 +1,15 @@
 """The lines of `flower-client check` that need the server: connection, clock, certificate, code, versions."""
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from client.deployment.hospital_folder import HospitalFolder
-from client.provisioning.code_list import is_accepted
-from client.server_answer import Answer, ServerState, proxy_of_environment
+from client.provisioning.code_list import accepted
+from client.server_answer import Answer, ServerState, proxy_of_environment, without_password
+from common.bundle.bundle import bundle_sha256
 from common.checks import Check, CheckState
 from common.enrolment import Enrolment
+from common.errors import printable
 from common.health import Health, ask_health
 from common.messages import SCHEMA_VERSION
 from common.node_keys import load_private_key
@@ -47,7 +49,7 @@ def _proxy(folder: HospitalFolder, enrolment: Enrolment) -> Check:
     setting = folder.config.connection.https_proxy
     found = setting or proxy_of_environment(enrolment.address)
     source = "https-proxy" if setting else "environment"
-    result = f"{found.rpartition('@')[2]} ({source})" if found else "none: straight out"
+    result = f"{without_password(found)} ({source})" if found else "none: straight out"
     return Check(name="proxy", state=CheckState.OK, result=result)
 
 
@@ -97,7 +99,7 @@ def _release(enrolment: Enrolment, answer: Answer) -> Iterator[Check]:
     own = importlib.metadata.version("hospital-federation")
     theirs, schema = answer.server_release, answer.server_schema
     told = "says" if theirs else "said at the enrolment"
-    theirs, schema = theirs or enrolment.release, schema or enrolment.wire_schema
+    theirs, schema = theirs or printable(enrolment.release), schema or enrolment.wire_schema
     yield Check(
         name="release",
         state=CheckState.OK if theirs == own else CheckState.FAILED,
@@ -114,11 +116,21 @@ def _release(enrolment: Enrolment, answer: Answer) -> Iterator[Check]:
 
 def _bundle(folder: HospitalFolder, enrolment: Enrolment, answer: Answer) -> Check:
     digest = answer.server_bundle or enrolment.bundle_sha256
-    is_known = is_accepted(folder.state, digest)
+    notes = {code.sha256: printable(code.note) or "without a note" for code in accepted(folder.state)}
+    is_known = digest in notes
     return Check(
         name="bundle",
         state=CheckState.OK if is_known else CheckState.FAILED,
-        result=f"hospital-federation/hospital-federation {answer.server_release or enrolment.release}, "
+        result=f"{_name_of(digest, notes, answer.server_release or printable(enrolment.release))}, "
         f"sha256 {digest}: {'on' if is_known else 'NOT on'} this hospital's list",
         fix="" if is_known else f"compare it with the operator's, then: flower-client code accept {digest}",
     )
+
+
+def _name_of(digest: str, notes: Mapping[str, str], told: str) -> str:
+    """Publisher, name and version where this installation knows them; else who says what."""
+    if digest == bundle_sha256():
+        return f"hospital-federation/hospital-federation {importlib.metadata.version('hospital-federation')}"
+    if digest in notes:
+        return f"a bundle accepted as: {notes[digest]}"
+    return f"a bundle that is not the installed one; its server says that it is release {told}"

@@ -7,7 +7,7 @@ from client.deployment.hospital_folder import HospitalFolder
 from common.checks import Check, CheckState
 from common.config import PublicPlan
 from common.enrolment import Enrolment
-from common.errors import BudgetError, FederationError
+from common.errors import FederationError
 
 if TYPE_CHECKING:
     import torch
@@ -95,8 +95,6 @@ def _policy(folder: HospitalFolder, enrolment: Enrolment, *, unit: Literal["pati
         )
     except FederationError as error:
         words = f"would refuse: {error.what}{': ' + error.why if error.why else ''}"
-        if isinstance(error, BudgetError):
-            words += "; allowed again only for new patients or with a larger policy.epsilon"
         return Check(name="policy", state=CheckState.FAILED, result=words, fix=error.fix)
     rounds, steps = enrolment.plan.federation.rounds, enrolment.plan.privacy.local_steps
     if agreed is None:

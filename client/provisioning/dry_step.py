@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
+from client.out_of_memory import explained_memory
 from client.private_training import train_privately
 from common.config import PublicPlan
-from common.errors import FederationError
 from common.examples import Examples
 from common.models.registry import build_model, initial_parameters, load_parameters
 from common.preprocessing import Preprocessing
@@ -24,18 +24,9 @@ def dry_step_seconds(plan: PublicPlan, *, enrolled_patients: int, device: torch.
     """
     expected = max(1, round(plan.privacy.sampling_rate * enrolled_patients))
     units = min(expected, MOST_UNITS)
-    try:
+    with explained_memory(physical_batch_size=plan.training.physical_batch_size, device=device):
         _step(plan, units=units, device=device)
         return _step(plan, units=units, device=device) * expected / units
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        words = (str(error).splitlines() or ["out of memory"])[0][:100]
-        raise FederationError(
-            f"a private step does not fit into the memory of {device}",
-            why=f"{plan.training.physical_batch_size} images are computed at once "
-            f"(training.physical-batch-size); {words}",
-            fix="ask the operator for a smaller training.physical-batch-size (the result stays the same), "
-            "free the device, or set site.device = 'cpu'",
-        ) from None
 
 
 def _step(plan: PublicPlan, *, units: int, device: torch.device) -> float:

@@ -7,17 +7,19 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from common.errors import printable
+
 PAUSED, LEFT = "paused", "left"
 
 
 def is_paused(state: Path) -> bool:
     """Whether rounds are refused for now."""
-    return (state / PAUSED).exists()
+    return _is_there(state / PAUSED)
 
 
 def has_left(state: Path) -> bool:
     """Whether the hospital has left the federation; `flower-client leave --off` undoes it."""
-    return (state / LEFT).exists()
+    return _is_there(state / LEFT)
 
 
 def pause(state: Path) -> bool:
@@ -41,11 +43,29 @@ def come_back(state: Path) -> bool:
 
 
 def since(state: Path, name: str) -> str:
-    """When PAUSED or LEFT began, UTC ISO 8601; empty when it does not hold."""
+    """When PAUSED or LEFT began, UTC ISO 8601; empty when it does not hold.
+
+    A file of another owner (`sudo flower-client pause`) began when it was written last.
+    """
+    path = state / name
     try:
-        return (state / name).read_text().strip()
+        return printable(path.read_text(errors="replace").strip(), most=40)
     except FileNotFoundError:
         return ""
+    except OSError:
+        pass
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    except OSError:
+        return "an unknown time"
+
+
+def _is_there(path: Path) -> bool:
+    """What cannot be looked at holds: refusing is the safe side."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
 
 
 def _put(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 import logging
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +9,9 @@ from dataclasses import dataclass, field
 from common.child_process import ChildProcess
 from common.errors import ConfigError, FederationError
 from common.flower_programs import flower_environment, python_module
-from server.deployment.superlink import is_healthy, superlink_process, wait_until_healthy
+from server.deployment.probes import Answer, front_answer
+from server.deployment.superlink import superlink_process, wait_until_healthy
+from server.provisioning.database import tidy
 from server.provisioning.operator_config import OperatorConfig, OperatorFolder, split_address
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
@@ -18,6 +19,10 @@ _STEADY_S = 60.0
 _PORT_S = 15.0
 """For the SuperLink of a server that was killed to let go of its port."""
 _FRONT_S = 30.0
+_STARTING_S = 60.0
+"""A child that has never answered may take this long."""
+_SILENCES = 3
+"""Looks in a row without any answer, after which a child that lives is started anew."""
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +35,28 @@ class Kept:
     pause_s: float = _FIRST_PAUSE_S
     started: float = field(default_factory=time.monotonic)
     start_at: float | None = None
+    has_answered: bool = False
+    silences: int = 0
 
     def start(self) -> None:
         """Start it."""
         self.process.start()
         self.started, self.start_at = time.monotonic(), None
+        self.has_answered, self.silences = False, 0
+
+    def heard(self, answer: Answer) -> bool:
+        """Take in what it answered to a look; True when it is dead in all but name, and was ended for it."""
+        if answer is not Answer.NONE:
+            self.has_answered, self.silences = True, 0
+            return False
+        may_be_starting = not self.has_answered and time.monotonic() - self.started < _STARTING_S
+        if may_be_starting or not self.process.is_running:
+            return False
+        self.silences += 1
+        if self.silences < _SILENCES:
+            return False
+        self.process.kill()
+        return True
 
     def revive(self) -> bool:
         """Start it again if it is dead and its pause is over; True when that was done now."""
@@ -56,6 +78,7 @@ class Kept:
 def start_superlink(folder: OperatorFolder, config: OperatorConfig, *, stop: Callable[[], bool]) -> Kept:
     """Start the SuperLink and wait for it. Raises FederationError, ConfigError."""
     wait_for_port("127.0.0.1", config.network.superlink_port, key="superlink-port", stop=stop)
+    tidy(folder.database)
     kept = Kept(process=superlink_process(folder, config))
     kept.start()
     try:
@@ -73,7 +96,7 @@ def start_front(folder: OperatorFolder, config: OperatorConfig, *, stop: Callabl
     kept = Kept(process=front_process(folder, config))
     kept.start()
     give_up_at = time.monotonic() + _FRONT_S
-    while not stop() and not front_answers(folder, config):
+    while not stop() and not front_answer(folder, config).is_well:
         if kept.process.poll() is not None or time.monotonic() > give_up_at:
             said = "; ".join(line for line in kept.process.last_lines(3) if line.strip())
             kept.process.stop()
@@ -94,32 +117,12 @@ def front_process(folder: OperatorFolder, config: OperatorConfig) -> ChildProces
         *("--listen", network.listen, "--upstream", f"127.0.0.1:{network.superlink_port}"),
         *("--authority", str(folder.ca_certificate)),
         *("--certificate", str(folder.server_certificate), "--key", str(folder.server_key)),
-        *("--state", str(folder.state), "--max-body-mb", str(network.max_body_mb)),
+        *("--state", str(folder.state), "--roster", str(folder.roster)),
+        *("--max-body-mb", str(network.max_body_mb)),
         *("--max-requests", str(network.max_connections), "--hold-s", str(network.hold_s)),
     )
     environment = flower_environment(folder.flower_home)
     return ChildProcess(command, log=folder.logs / "front.log", env=environment, name="front")
-
-
-def front_answers(folder: OperatorFolder, config: OperatorConfig, *, timeout_s: float = 2.0) -> bool:
-    """Whether the door is open: a TLS handshake from this machine succeeds."""
-    host, port = split_address(config.network.listen)
-    context = ssl.create_default_context(cafile=str(folder.ca_certificate))
-    context.check_hostname = False  # it listens on every address, and the certificate holds the public name
-    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    try:
-        with (
-            socket.create_connection((here, port), timeout=timeout_s) as plain,
-            context.wrap_socket(plain),
-        ):
-            return True
-    except OSError:
-        return False
-
-
-def superlink_answers(folder: OperatorFolder, config: OperatorConfig) -> bool:
-    """Whether the SuperLink answers its health path."""
-    return is_healthy(folder, config)
 
 
 def wait_for_port(host: str, port: int, *, key: str, stop: Callable[[], bool]) -> None:

@@ -1,8 +1,10 @@
 """What the operator's side asks of the SuperLink over its Control API, on loopback only."""
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -20,13 +22,22 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.control import ControlHttpClient
 
 from common.bundle.bundle import bundle_bytes
-from common.errors import FederationError
+from common.errors import ConfigError, FederationError
 from common.node_keys import fingerprint_of_pem, parse_public_key
 from server.provisioning.roster import RosterEntry
 
 _ONLINE, _UNREGISTERED, _FINISHED = "online", "unregistered", "finished"
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enforced:
+    """What enforcing the roster came to, in words."""
+
+    done: list[str]
+    failed: list[str]
+    """Found again at each attempt."""
 
 
 class Control:
@@ -45,27 +56,34 @@ class Control:
     ) -> None:
         self._client.close()
 
-    def enforce(self, roster: Sequence[RosterEntry]) -> list[str]:
-        """Register who is on the roster, unregister whoever is not; what was done, in words."""
+    def enforce(self, roster: Sequence[RosterEntry]) -> "Enforced":
+        """Register who is on the roster, unregister whoever is not; what was done, and what cannot be.
+
+        What fails for one hospital keeps nobody else out. Raises httpx.TransportError without a SuperLink.
+        """
         wanted = {entry.fingerprint: entry for entry in roster if entry.is_active}
         nodes = {fingerprint_of_pem(node.public_key): node for node in self.nodes()}
-        done = []
+        done: list[str] = []
+        failed: list[str] = []
         for fingerprint, node in nodes.items():
             if fingerprint not in wanted and node.status != _UNREGISTERED:
-                self._client.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
-                done.append(f"{node.name or fingerprint} may no longer connect")
+                name = node.name or fingerprint
+                with _told(failed, f"{name} could not be taken out"):
+                    self._client.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
+                    done.append(f"{name} may no longer connect")
         for fingerprint, entry in wanted.items():
             known = nodes.get(fingerprint)
             if known is None:
-                key = parse_public_key(entry.public_key, source=entry.name)
-                self._client.RegisterNode(RegisterNodeRequest(public_key=key.pem, name=entry.name))
-                done.append(f"{entry.name} may connect ({fingerprint})")
+                with _told(failed, f"{entry.name} could not be let in"):
+                    key = parse_public_key(entry.public_key, source=entry.name)
+                    self._client.RegisterNode(RegisterNodeRequest(public_key=key.pem, name=entry.name))
+                    done.append(f"{entry.name} may connect ({fingerprint})")
             elif known.status == _UNREGISTERED:
-                done.append(
+                failed.append(
                     f"{entry.name} cannot connect: Flower takes a key that was revoked never again; "
                     "have the hospital make a new one (flower-client renew-key)"
                 )
-        return done
+        return Enforced(done=done, failed=failed)
 
     def nodes(self) -> list[NodeInfo]:
         """Every node that was ever registered."""
@@ -86,7 +104,7 @@ class Control:
         return int(answer.run_id)
 
     def stop_stale_runs(self) -> int:
-        """End every run of an earlier session; how many there were."""
+        """End every run of an earlier session; how many there were. Raises httpx.HTTPError."""
         runs = self._client.ListRuns(ListRunsRequest(limit=1000)).run_dict
         stale = [run_id for run_id, run in runs.items() if run.status.status != _FINISHED]
         for run_id in stale:
@@ -95,3 +113,13 @@ class Control:
             except httpx.HTTPStatusError as error:  # it ended by itself meanwhile
                 log.info("run %d could not be stopped: %d", run_id, error.response.status_code)
         return len(stale)
+
+
+@contextlib.contextmanager
+def _told(lines: list[str], failed: str) -> Iterator[None]:
+    """Put a failure into words and go on; it is tried again when the roster is enforced next."""
+    try:
+        yield
+    except (httpx.HTTPStatusError, ConfigError) as error:
+        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else error.what
+        lines.append(f"{failed}: Flower answers {status}; see logs/superlink.log")

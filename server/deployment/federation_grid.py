@@ -9,10 +9,13 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 from flwr.app import Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.run import Run
 from flwr.superlink.grid import HttpGrid
 
 from common.errors import ConfigError
@@ -20,15 +23,14 @@ from common.files import append_line
 from common.node_keys import fingerprint_of_pem
 from server.deployment.bell import Bell
 from server.deployment.news import BELL, NEWS, Kind, News
+from server.deployment.replies import NODE_UNAVAILABLE, Claimed, Incoming, unusable
 from server.provisioning.roster import RosterEntry, read_roster
 
-NODE_UNAVAILABLE = 5
-"""Flower's number for an error reply: the node has gone."""
 NODES_KNOWN_FOR_S = 0.5
 LOOK_AGAIN_S = 5.0
 """Without news replies are looked for this often: expired messages and lost nodes make none."""
 SENDING_S = 180.0
-"""Flower gives a hospital this long to send one reply."""
+"""Flower gives a hospital this long to send one reply, counted anew with every part that comes."""
 AWAY_S = 30.0
 """A hospital that comes back this soon after Flower thinks it gone keeps its place in the round."""
 
@@ -40,11 +42,16 @@ class _Pending:
     node_id: int
     stub: Message
     """The message without its content."""
+    forget_at: float
+    """Long after its reply would have come too late."""
     looked_at: float
     begun: float | None = None
     """When its reply began to arrive and was not whole yet."""
     is_whole: bool = False
     is_lost: bool = False
+    claimed: Claimed | None = None
+    """Its reply, whose objects were not all there when Flower was asked."""
+    claimed_at: float = 0.0
 
 
 class FederationGrid(HttpGrid):
@@ -85,33 +92,67 @@ class FederationGrid(HttpGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand messages to the SuperLink and ring for the front, which has hospitals waiting."""
+        self._forget_old()
         outgoing = list(messages)
         message_ids = list(super().push_messages(outgoing))
         self._bell.ring()
+        now = self._clock()
         for message in outgoing:
             if (message_id := message.metadata.message_id) in message_ids:
-                node_id, stub = message.metadata.dst_node_id, _without_content(message)
-                self._pending[message_id] = _Pending(node_id=node_id, stub=stub, looked_at=self._clock())
+                self._pending[message_id] = _Pending(
+                    node_id=message.metadata.dst_node_id,
+                    stub=_without_content(message),
+                    looked_at=now,
+                    forget_at=now + 2 * message.metadata.ttl + SENDING_S,
+                )
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies that are whole; an error reply for hospitals that are gone for good."""
+        """Replies that are whole; an error reply for what is unusable and for hospitals that are gone."""
         self._hear()
-        due = [message_id for message_id in message_ids if self._is_due(message_id)]
+        due = {m: self._pending[m] for m in message_ids if m in self._pending and self._is_due(m)}
         if not due:
             return []
         self._look_at_nodes(fresh=True)
-        pending = {m: self._pending[m] for m in due if m in self._pending}
-        replies = [
-            Message(Error(code=NODE_UNAVAILABLE), reply_to=p.stub) for p in pending.values() if p.is_lost
-        ]
-        asked = [m for m in due if m not in pending or not (pending[m].is_lost or self._is_away(pending[m]))]
-        for entry in pending.values():
-            entry.is_whole, entry.looked_at = False, self._clock()
-        replies += super().pull_messages(asked) if asked else []
-        for reply in replies:
-            self._pending.pop(reply.metadata.reply_to_message_id, None)
+        now, asked = self._clock(), []
+        for message_id, pending in due.items():
+            pending.is_whole, pending.looked_at = False, now
+            if not (pending.is_lost or pending.claimed or self._is_away(pending)):
+                asked.append(message_id)
+        if asked:
+            for message_id, claimed in self._incoming.claim(asked).items():
+                if message_id in due:
+                    due[message_id].claimed, due[message_id].claimed_at = claimed, now
+        replies = []
+        for message_id, pending in due.items():
+            if (reply := self._reply_to(pending)) is not None:
+                del self._pending[message_id]
+                replies.append(reply)
         return replies
+
+    def _reply_to(self, pending: _Pending) -> Message | None:
+        """What there is to say in answer to one message now."""
+        if (claimed := pending.claimed) is not None:
+            reply = self._incoming.fetch(claimed, pending.stub, from_node=pending.node_id)
+            if reply is not None:
+                return reply
+            if self._clock() - max(pending.claimed_at, pending.begun or 0.0) >= SENDING_S:
+                self._incoming.drop(claimed)
+                return unusable(pending.stub)
+        return Message(Error(code=NODE_UNAVAILABLE), reply_to=pending.stub) if pending.is_lost else None
+
+    @cached_property
+    def _incoming(self) -> Incoming:
+        return Incoming(self._runtime_client, self.node, cast(Run, self._run).run_id)
+
+    def _forget_old(self) -> None:
+        """Messages that nobody asks for any more, and what has come of their replies."""
+        now = self._clock()
+        for message_id, pending in list(self._pending.items()):
+            if pending.forget_at < now:
+                del self._pending[message_id]
+                if pending.claimed is not None:
+                    self._incoming.drop(pending.claimed)
 
     def _hear(self) -> None:
         """Take in what the front has seen of the replies."""
@@ -126,8 +167,8 @@ class FederationGrid(HttpGrid):
                 pending.is_lost = True
 
     def _is_due(self, message_id: str) -> bool:
-        pending = self._pending.get(message_id)
-        if pending is None or pending.is_whole or pending.is_lost:
+        pending = self._pending[message_id]
+        if pending.is_whole or pending.is_lost:
             return True
         now = self._clock()
         if pending.begun is not None and now - pending.begun < SENDING_S:

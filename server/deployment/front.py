@@ -10,15 +10,12 @@ import importlib.metadata
 import logging
 import ssl
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PushObjectRequest
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
-from google.protobuf.message import DecodeError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -26,9 +23,12 @@ from starlette.types import Receive, Scope, Send
 from common.bundle.bundle import bundle_sha256
 from common.messages import SCHEMA_VERSION
 from server.deployment.bell import Bell
-from server.deployment.deliveries import Deliveries
+from server.deployment.books import Books
+from server.deployment.caller import Caller, Callers, Standing
+from server.deployment.intake import Intake
 from server.deployment.listening import Listening
-from server.deployment.news import BELL, NEWS, Kind, News
+from server.deployment.news import BELL, NEWS, News
+from server.deployment.refused import Refused
 
 FLEET = "/v1/fleet/"
 PULL = FLEET + "pull-messages"
@@ -39,6 +39,8 @@ OPEN_PATHS = frozenset(
         *("get-run", "get-fab", "push-object", "pull-object", "confirm-message-received"),
     )
 )
+STRANGERS_PATHS = frozenset({FLEET + "activate-node", FLEET + "deactivate-node"})
+"""For a key that is not on the roster: Flower's own refusal tells its hospital why."""
 CLOSED_PATHS = frozenset({FLEET + "register-node", FLEET + "unregister-node"})
 HEADER = "x-hospital-federation"
 """On every answer: release, wire schema and bundle of this server."""
@@ -49,6 +51,10 @@ _PROTOBUF = "application/protobuf"
 _ASK_AGAIN_S = 2.0
 _BODY_S = 120.0
 """For sending one request's body; a link that needs longer for 5 MB cannot take part."""
+_STRANGERS_BODY, _STRANGERS_BODY_S = 64 * 2**10, 10.0
+_MOST_EACH = 32
+"""Open requests of one hospital, and of all strangers together; a SuperNode has about five."""
+_HELD_LATELY_S = 60.0
 _LONGEST_HOLDS = 10
 """A signature is valid for 305 s; after this many holds in a row the SuperNode signs anew."""
 
@@ -65,7 +71,10 @@ class FrontSettings:
     """CA certificate that the SuperLink's certificate is checked against."""
     state: Path
     """Folder of the bell and of the news of replies."""
+    roster: Path
+    """roster.json."""
     max_body_bytes: int = 16 * 2**20
+    max_reply_bytes: int = 512 * 2**20
     max_requests: int = 400
     hold_s: float = 20.0
 
@@ -76,9 +85,12 @@ class Front:
     def __init__(self, settings: FrontSettings) -> None:
         self._settings = settings
         self._bell = Listening(Bell(settings.state / BELL))
-        self._news = News(settings.state / NEWS)
-        self._deliveries = Deliveries()
+        self._books = Books(News(settings.state / NEWS), most_reply_bytes=settings.max_reply_bytes)
+        self._callers = Callers(settings.roster)
+        self._intake = Intake()
         self._open = 0
+        self._open_of: Counter[str] = Counter()
+        self._held_at: dict[str, float] = {}
         release = importlib.metadata.version("hospital-federation")
         self._about = {HEADER: f"{release};schema={SCHEMA_VERSION};bundle={bundle_sha256()}"}
         limit = settings.max_requests + 10
@@ -129,33 +141,37 @@ class Front:
             return self._say(403, "hospitals are enrolled by the operator")
         if path not in OPEN_PATHS or request.method != "POST":
             return self._say(404, "there is nothing here")
-        body = await self._body(request)
-        if body is None:
-            return self._say(413, f"a request holds at most {self._settings.max_body_bytes} bytes")
         headers = {k: v for k, v in request.headers.items() if k not in _NOT_FORWARDED}
-        if path == PULL:
-            return await self._pull(request, headers, body)
-        response = await self._forward(path, headers, body)
-        with contextlib.suppress(DecodeError):
-            self._note(path, headers.get(FLEET_HTTP_PUBLIC_KEY_HEADER, ""), body, response)
-        return response
-
-    async def _body(self, request: Request) -> bytes | None:
-        """The request's body, None as soon as it is known to be too large."""
-        limit = self._settings.max_body_bytes
-        stated = request.headers.get("content-length", "0")
-        if not stated.isdecimal() or int(stated) > limit:
-            return None
-        body = bytearray()
+        caller = self._callers.of(headers)
+        if caller.standing is Standing.AGED and path == PULL and self._held_lately(caller.key):
+            return self._protobuf(b"")  # its signature has aged in our holds: let it sign anew
+        is_enrolled = caller.standing is Standing.ENROLLED
+        if not is_enrolled and not (caller.standing is Standing.STRANGER and path in STRANGERS_PATHS):
+            return self._say(401, "Invalid SuperNode authentication")
+        counted_as = caller.key if is_enrolled else ""
+        if self._open_of[counted_as] >= _MOST_EACH:
+            return self._busy()
+        self._open_of[counted_as] += 1
         try:
-            async with asyncio.timeout(_BODY_S):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > limit:
-                        return None
-        except TimeoutError:
-            raise ClientDisconnect from None
-        return bytes(body)
+            return await self._pass(request, caller, headers)
+        except Refused as refusal:
+            return self._busy() if refusal.status == 503 else self._say(refusal.status, refusal.text)
+        finally:
+            self._open_of[counted_as] -= 1
+
+    async def _pass(self, request: Request, caller: Caller, headers: Mapping[str, str]) -> Response:
+        """Take the body in and pass the call on. Raises Refused."""
+        path, is_stranger = request.scope["path"], caller.standing is Standing.STRANGER
+        limit = _STRANGERS_BODY if is_stranger else self._settings.max_body_bytes
+        within_s = _STRANGERS_BODY_S if is_stranger else _BODY_S
+        async with self._intake.body(request, limit=limit, within_s=within_s) as body:
+            if path == PULL:
+                return await self._pull(request, caller.key, headers, body)
+            if is_stranger:
+                return await self._forward(path, headers, body)
+            return await self._books.through(
+                path.removeprefix(FLEET), caller.key, body, lambda: self._forward(path, headers, body)
+            )
 
     async def _forward(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
         """Ask the SuperLink; whatever a SuperNode would die of becomes 503."""
@@ -170,12 +186,11 @@ class Front:
         kind = answer.headers.get("content-type", _PROTOBUF)
         return Response(answer.content, answer.status_code, {**self._about, "content-type": kind})
 
-    async def _pull(self, request: Request, headers: Mapping[str, str], body: bytes) -> Response:
+    async def _pull(self, request: Request, key: str, headers: Mapping[str, str], body: bytes) -> Response:
         """Hold the caller until there is a message for it, the hold is over, or it has gone."""
         ends = time.monotonic() + self._settings.hold_s
-        key = headers.get(FLEET_HTTP_PUBLIC_KEY_HEADER, "")
         gone = asyncio.ensure_future(_gone(request))
-        held = _holds_before(request)
+        held = _holds_before(request) if self._held_lately(key) else 0
         is_first = not held
         try:
             while not gone.done():
@@ -185,7 +200,8 @@ class Front:
                     return self._protobuf(b"")  # perhaps its signature has aged meanwhile: let it sign anew
                 if response.status_code != 200:
                     return response
-                if content := self._deliveries.next_for(key, bytes(response.body)):
+                self._held_at[key] = time.monotonic()
+                if content := self._books.deliveries.next_for(key, bytes(response.body)):
                     return self._protobuf(content)
                 left_s = ends - time.monotonic()
                 if left_s <= 0:
@@ -196,38 +212,15 @@ class Front:
             gone.cancel()
         raise ClientDisconnect
 
+    def _held_lately(self, key: str) -> bool:
+        """Whether Flower has taken a pull of this key through this process within the last minute."""
+        return time.monotonic() - self._held_at.get(key, -_HELD_LATELY_S) < _HELD_LATELY_S
+
     def _once_more(self, held: int) -> Response:
         """Send the caller here again at once; a plain empty answer would make it sleep for 3 s."""
         if held + 1 >= _LONGEST_HOLDS or self._settings.hold_s < 1:
             return self._protobuf(b"")
         return Response(b"", 307, {**self._about, "location": f"{PULL}?held={held + 1}"})
-
-    def _note(self, path: str, key: str, body: bytes, response: Response) -> None:
-        """Keep the books of messages and replies; tell the server process what has become of them."""
-        deliveries, call = self._deliveries, path.removeprefix(FLEET)
-        if response.status_code == 403:
-            deliveries.ignored(key)
-        if response.status_code != 200:
-            return
-        if call == "confirm-message-received":
-            deliveries.confirmed(key, ConfirmMessageReceivedRequest.FromString(body).message_object_id)
-        elif call == "push-messages":
-            replies = [
-                m.metadata.reply_to_message_id for m in PushMessagesRequest.FromString(body).messages_list
-            ]
-            answer = PushMessagesResponse.FromString(bytes(response.body))
-            missing = list(answer.objects_to_push)
-            deliveries.replied(key, replies, session=answer.session_id, missing=missing)
-            self._tell(Kind.BEGUN if missing else Kind.WHOLE, replies)
-        elif call == "push-object":
-            part = PushObjectRequest.FromString(body)
-            self._tell(Kind.WHOLE, deliveries.object_stored(part.session_id, part.object_id))
-        elif call == "activate-node":
-            self._tell(Kind.LOST, deliveries.activated(key))
-
-    def _tell(self, kind: Kind, message_ids: Iterable[str]) -> None:
-        for message_id in message_ids:
-            self._news.tell(kind, message_id)
 
     def _busy(self) -> Response:
         return self._say(503, "not now; ask again", {"retry-after": "2"})

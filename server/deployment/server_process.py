@@ -3,6 +3,7 @@
 From the command line: `python -m server.deployment.server_process DIR RUN_FOLDER`.
 """
 
+import contextlib
 import logging
 import sys
 import time
@@ -141,13 +142,22 @@ def main() -> None:
         ending = serve(folder, run_folder)
     except FederationError as error:
         log.error("%s", error)
-        write_bytes_atomically(folder.state / LAST_ERROR, str(error).encode())
+        _leave(folder, str(error))
         is_setting = isinstance(error, ConfigError | ModelError)
         ending = Ending.BAD_CONFIGURATION if is_setting else Ending.GAVE_UP
     except (RunNotRunningException, httpx.HTTPError) as error:
         log.warning("Flower's run is gone (%s)", type(error).__name__)
         ending = Ending.TRY_AGAIN
+    except Exception as error:
+        log.exception("the server process ends with an error that nobody has foreseen")
+        _leave(folder, f"it met an unforeseen {type(error).__name__}; logs/federation.log says where")
+        ending = Ending.CRASHED
     sys.exit(ending)
+
+
+def _leave(folder: OperatorFolder, words: str) -> None:
+    with contextlib.suppress(OSError):
+        write_bytes_atomically(folder.state / LAST_ERROR, words.encode())
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """Flower's own SuperLink as a child process on loopback, and why it did not start, in words."""
 
-import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 
 from common.child_process import ChildProcess
 from common.errors import ConfigError, FederationError
 from common.flower_programs import flower_environment, program
+from server.deployment.probes import superlink_answer
 from server.provisioning.operator_config import OperatorConfig, OperatorFolder
 
 _START_S = 60.0
@@ -29,21 +27,6 @@ def superlink_process(folder: OperatorFolder, config: OperatorConfig) -> ChildPr
     return ChildProcess(command, log=folder.superlink_log, env=environment, name="superlink")
 
 
-def is_healthy(folder: OperatorFolder, config: OperatorConfig, *, timeout_s: float = 2.0) -> bool:
-    """Whether something that holds our certificate answers `/health` on the SuperLink's port."""
-    context = ssl.create_default_context(cafile=str(folder.ca_certificate))
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-    )
-    try:
-        with opener.open(
-            f"https://127.0.0.1:{config.network.superlink_port}/health", timeout=timeout_s
-        ) as got:
-            return bool(got.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
 def wait_until_healthy(
     process: ChildProcess, folder: OperatorFolder, config: OperatorConfig, *, stop: Callable[[], bool]
 ) -> None:
@@ -52,7 +35,7 @@ def wait_until_healthy(
     while not stop():
         if process.poll() is not None:
             raise why_it_ended(process, config)
-        if is_healthy(folder, config):
+        if superlink_answer(folder, config).is_well:
             return
         if time.monotonic() >= give_up_at:
             raise FederationError(

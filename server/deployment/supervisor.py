@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Self
 
 import httpx
@@ -20,32 +21,40 @@ from common.files import write_bytes_atomically, write_json_atomically
 from common.flower_programs import flower_environment, python_module
 from common.health import HealthServer
 from common.node_keys import refuse_readable_by_others
-from server.deployment.bell import Bell
-from server.deployment.children import Kept, front_answers, start_front, start_superlink, superlink_answers
+from server.deployment.attendance import Attendance
+from server.deployment.children import Kept, start_front, start_superlink
 from server.deployment.control import Control
 from server.deployment.endings import LAST_ERROR, Ending
 from server.deployment.news import NEWS
-from server.deployment.run_choice import forget_result, status_of, take_run
+from server.deployment.probes import Answer, front_answer, superlink_answer
+from server.deployment.run_choice import choose_folder, forget_result, status_of, take_run
 from server.deployment.signals import Signals
-from server.deployment.told import RoundLines
+from server.deployment.told import CertificateLines, RoundLines
+from server.provisioning.certificate_checks import refuse_unusable_certificate
 from server.provisioning.operator_config import OperatorConfig, OperatorFolder
+from server.provisioning.presence import SERVICES
 from server.provisioning.roster import read_roster
 from server.run_folder import STOP
 
 _TICK_S, _LOOK_S, _ROSTER_S = 0.2, 5.0, 1.0
-_SUBMIT_S = 120.0
+_SUBMIT_S, _PROBE_S = 120.0, 5.0
 _DEATHS_WITHOUT_PROGRESS = 3
-_SERVICES = ("superlink", "front", "run")
 
 
-def start(folder: OperatorFolder, *, new: bool = False, resume: bool = False) -> ExitCode:
-    """Serve the hospitals until the run has ended; how it ended. Raises FederationError, ConfigError."""
+def start(
+    folder: OperatorFolder, *, new: bool = False, resume: bool = False, run: Path | None = None
+) -> ExitCode:
+    """Serve the hospitals until the run has ended; how it ended. Raises FederationError, ConfigError.
+
+    `run` is the run to resume; without it the current one.
+    """
     config = folder.config()
     for secret in (folder.server_key, folder.superexec_secret):
         refuse_readable_by_others(secret)
     read_roster(folder.roster)
+    refuse_unusable_certificate(folder, config)
     with _only_one(folder), Signals() as signals, Supervisor(folder, config, signals) as supervisor:
-        return supervisor.serve(new=new, resume=resume)
+        return supervisor.serve(choose_folder(folder, config, new=new, resume=resume, run=run), resume=resume)
 
 
 def say(line: str) -> None:
@@ -63,15 +72,14 @@ class Supervisor:
         self._front: Kept | None = None
         self._server: ChildProcess | None = None
         self._control = Control(config.network.superlink_port, authority=folder.ca_certificate.read_bytes())
-        self._online: dict[str, bool] = {}
-        self._names: dict[str, str] = {}
-        self._roster_tone = -1
+        self._attendance = Attendance(folder, self._control, say)
+        self._certificate = CertificateLines(folder)
         self._next_look = self._next_roster = 0.0
         self._since = time.time()
 
     def __enter__(self) -> Self:
         self._health.start()
-        for service in _SERVICES:
+        for service in SERVICES.values():
             self._health.set(service, serving=False)
         return self
 
@@ -83,22 +91,25 @@ class Supervisor:
         self._health.stop()
         self._write_state("ended")
 
-    def serve(self, *, new: bool, resume: bool) -> ExitCode:
+    def serve(self, run: Path, *, resume: bool) -> ExitCode:
         """Open the federation, then follow the run until it has ended."""
         folder, config = self._folder, self._config
-        self._run = take_run(folder, config, new=new, resume=resume)
-        self._rounds = RoundLines(self._run, rounds=config.federation.rounds)
+        self._run, self._rounds = run, RoundLines(run, rounds=config.federation.rounds)
         write_bytes_atomically(folder.state / NEWS, b"")
         self._superlink = start_superlink(folder, config, stop=lambda: self._signals.at_once)
         if self._signals.at_once:
             return ExitCode.STOPPED
-        self._enforce_roster()
-        if stale := self._control.stop_stale_runs():
-            say(f"ended {stale} task(s) of an earlier session")
+        self._attendance.enforce()
+        with contextlib.suppress(httpx.HTTPError):  # done again when the run is submitted
+            if stale := self._control.stop_stale_runs():
+                say(f"ended {stale} task(s) of an earlier session")
         self._front = start_front(folder, config, stop=lambda: self._signals.at_once)
+        if self._signals.at_once:
+            return ExitCode.STOPPED
+        take_run(folder, run, resume=resume)  # until here a start that failed has changed nothing
         done = self._rounds.closed
         where = f"goes on after round {done} of {config.federation.rounds}" if done else "begins"
-        say(f"hospitals may connect to {config.network.address}; the run {self._run.name} {where}")
+        say(f"hospitals may connect to {config.network.address}; the run {run.name} {where}")
         return self._follow()
 
     def _follow(self) -> ExitCode:
@@ -119,7 +130,7 @@ class Supervisor:
             if deaths >= _DEATHS_WITHOUT_PROGRESS:
                 raise FederationError(
                     f"the server process died {deaths} times without closing a round",
-                    why=f"its last status is {status}",
+                    why=self._last_words() or f"its last status is {status}",
                     fix=f"look at {self._folder.federation_log}, then flower-server resume",
                 )
             say(f"the server process ended with status {status}; it goes on with a new one")
@@ -172,56 +183,44 @@ class Supervisor:
         superlink, front, now = self._superlink, self._front, time.monotonic()
         if superlink is not None and superlink.revive():
             say("the SuperLink had ended and is started again")
-            self._roster_tone = -1
+            self._attendance.enforce_anew()
         if front is not None and front.revive():
             say("the open path had ended and is started again")
         if now >= self._next_roster:
             self._next_roster = now + _ROSTER_S
-            self._enforce_roster()
+            self._attendance.enforce()
         if now >= self._next_look:
-            self._next_look = now + _LOOK_S
             self._look()
-
-    def _enforce_roster(self) -> None:
-        """Register and unregister hospitals when roster.json has changed."""
-        tone = Bell(self._folder.roster).tone
-        if tone == self._roster_tone:
-            return
-        try:
-            for line in self._control.enforce(read_roster(self._folder.roster)):
-                say(line)
-        except httpx.HTTPError:  # the SuperLink is on its way back
-            return
-        except ConfigError as error:
-            say(f"the roster is left as it was: {error.what}")
-        self._roster_tone = tone
+            self._next_look = time.monotonic() + _LOOK_S
 
     def _look(self) -> None:
-        """Say who came and who went; answer for our health."""
-        try:
-            online = self._control.online()
-        except httpx.HTTPError:
-            online = {}
-        with contextlib.suppress(ConfigError):  # told where the roster is enforced
-            self._names = {entry.fingerprint: entry.name for entry in read_roster(self._folder.roster)}
-        for fingerprint, is_here in online.items():
-            if is_here != self._online.get(fingerprint, False):
-                name = self._names.get(fingerprint, fingerprint)
-                say(f"{name} is {'connected' if is_here else 'not connected'}")
-        self._online = online or self._online
-        works = {
-            "superlink": bool(online) or superlink_answers(self._folder, self._config),
-            "front": self._front is not None and front_answers(self._folder, self._config),
-            "run": self._server is not None and self._server.is_running,
+        """Say who came and who went; answer for our health; start anew who lives and does not answer."""
+        folder, config = self._folder, self._config
+        answers = {
+            "superlink": superlink_answer(folder, config, timeout_s=_PROBE_S),
+            "front": front_answer(folder, config, timeout_s=_PROBE_S),
         }
+        for kept, answer in ((self._superlink, answers["superlink"]), (self._front, answers["front"])):
+            if kept is not None and kept.heard(answer):
+                say(f"the {kept.process.name} lived and did not answer; it is ended and started again")
+        if answers["superlink"] is not Answer.NONE:
+            self._attendance.look()
+        for child in self._children:
+            child.bound_log()
+        self._certificate.tell(say)
+        works = {service: answer.is_well for service, answer in answers.items()}
+        works["run"] = self._server is not None and self._server.is_running
         for service, serving in works.items():
             self._health.set(service, serving=serving)
         self._health.set("", serving=all(works.values()))
         self._write_state("running")
 
+    @property
+    def _children(self) -> list[ChildProcess]:
+        return [*(k.process for k in (self._superlink, self._front) if k), *filter(None, [self._server])]
+
     def _write_state(self, state: str) -> None:
         """state/server.json: what runs here, for `flower-server status` and for people."""
-        children = [*(k.process for k in (self._superlink, self._front) if k), *filter(None, [self._server])]
         content = {
             "state": state,
             "pid": os.getpid(),
@@ -229,21 +228,23 @@ class Supervisor:
             "updated": time.time(),
             "run": getattr(self, "_run", self._folder.runs).name,
             "round": self._rounds.closed if hasattr(self, "_rounds") else 0,
-            "processes": {c.name: c.pid for c in children if c.is_running},
-            "online": sorted(fingerprint for fingerprint, is_here in self._online.items() if is_here),
+            "processes": {c.name: c.pid for c in self._children if c.is_running},
+            "online": self._attendance.online,
         }
         with contextlib.suppress(OSError):
             write_json_atomically(self._folder.server_json, content)
 
     def _what_it_said(self, status: int) -> FederationError:
         kind = ConfigError if status == Ending.BAD_CONFIGURATION else FederationError
-        with contextlib.suppress(OSError):
-            what, *rest = (self._folder.state / LAST_ERROR).read_text().splitlines()
+        if said := self._last_words():
+            what, *rest = said.splitlines()
             return kind(what, why="\n".join(rest[:-1]), fix=rest[-1] if rest else "")
-        last = "; ".join(self._server.last_lines(3)) if self._server else ""
-        return kind(
-            "the server process gave up", why=last[-300:], fix=f"look at {self._folder.federation_log}"
-        )
+        return kind("the server process gave up", fix=f"look at {self._folder.federation_log}")
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError):
+            return (self._folder.state / LAST_ERROR).read_text()
+        return ""
 
 
 @contextlib.contextmanager
@@ -263,6 +264,4 @@ def _only_one(folder: OperatorFolder) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    from pathlib import Path
-
     sys.exit(start(OperatorFolder(Path(sys.argv[1]))))

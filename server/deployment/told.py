@@ -1,12 +1,36 @@
-"""What a person who watches the server is told: a line per closed round, and who comes and goes."""
+"""What a person who watches the server is told: a line per closed round, and the days of its certificate."""
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from server.provisioning.certificate_checks import WARN_DAYS_SERVER
+from server.provisioning.certificates import load_certificate
+from server.provisioning.operator_config import OperatorFolder
 from server.reporting.round_lines import metric_line
 from server.run_folder import METRICS
+
+_DAY_S = 86_400.0
+
+
+class CertificateLines:
+    """How long the certificate of this start lasts: once a day, from 30 days before its end on."""
+
+    def __init__(self, folder: OperatorFolder, clock: Callable[[], float] = time.time) -> None:
+        self._folder, self._clock, self._next = folder, clock, 0.0
+        self._ends = load_certificate(folder.server_certificate).not_valid_after_utc.timestamp()
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Say it when it is time."""
+        now = self._clock()
+        left = (self._ends - now) / _DAY_S
+        if now < self._next or left >= WARN_DAYS_SERVER:
+            return
+        self._next = now + _DAY_S
+        when = f"ends in {left:.0f} days" if left > 0 else "has expired: hospitals refuse this server"
+        say(f"the server certificate {when}; flower-server renew {self._folder.path}, then start again")
 
 
 class RoundLines:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from common.checks import Check, CheckState
+from common.errors import ConfigError
 from common.node_keys import refuse_readable_by_others
 from server.provisioning.certificates import days_left, is_issued_by, is_key_of, names_of
 from server.provisioning.operator_config import OperatorConfig, OperatorFolder
@@ -36,6 +37,13 @@ def check_server_certificate(folder: OperatorFolder, config: OperatorConfig) -> 
         result=f"for {', '.join(held)}; {left:.0f} days left",
         fix=renew if soon else "",
     )
+
+
+def refuse_unusable_certificate(folder: OperatorFolder, config: OperatorConfig) -> None:
+    """Raise ConfigError when no hospital could trust the server: expired, or wrong names, key, issuer."""
+    for check in check_server_certificate(folder, config):
+        if check.state is CheckState.FAILED:
+            raise ConfigError("the server certificate cannot be used", why=check.result, fix=check.fix)
 
 
 def check_authority(folder: OperatorFolder) -> Iterator[Check]:

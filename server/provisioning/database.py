@@ -1,9 +1,20 @@
 """Flower's database: whether the installed Flower can go on with it (else it ends with code 105)."""
 
+import logging
 import sqlite3
+import time
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
+
+_MESSAGES = (
+    *("object_push_session_roots", "object_push_session_pending", "object_push_sessions"),
+    *("object_children", "run_objects", "objects", "message_res", "message_ins"),
+)
+"""Flower's tables of messages and their content, those that refer to others first."""
+_TIDY_S = 60.0
+
+log = logging.getLogger(__name__)
 
 
 class DatabaseState(StrEnum):
@@ -38,6 +49,28 @@ def database_state(path: Path) -> DatabaseState:
     if not revisions or not revisions <= known:
         return DatabaseState.UNKNOWN
     return DatabaseState.CURRENT if revisions == heads else DatabaseState.OLDER
+
+
+def tidy(path: Path, *, patience_s: float = _TIDY_S) -> None:
+    """Forget what runs that are over have left in it, and give the space back to the disk.
+
+    Only while no SuperLink runs: then every message in it is of a run that will be stopped. Without effect
+    when the disk is full, the database is damaged or of another Flower, or time is over.
+    """
+    if not path.is_file():
+        return
+    give_up_at = time.monotonic() + patience_s
+    try:
+        with closing(sqlite3.connect(path, timeout=patience_s, isolation_level=None)) as database:
+            database.set_progress_handler(lambda: time.monotonic() > give_up_at, 100_000)
+            rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            database.execute("BEGIN IMMEDIATE")
+            for table in [name for name in _MESSAGES if (name,) in rows]:
+                database.execute(f"DELETE FROM {table}")
+            database.execute("COMMIT")
+            database.execute("VACUUM")
+    except sqlite3.Error as error:
+        log.warning("%s was not tidied up: %s", path.name, error)
 
 
 def _revisions() -> tuple[set[str], set[str]]:

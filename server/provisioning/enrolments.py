@@ -9,6 +9,7 @@ from common.bundle.bundle import bundle_sha256
 from common.enrolment import Enrolment
 from common.errors import ConfigError
 from common.files import write_bytes_atomically
+from common.machine import is_locked
 from common.messages import SCHEMA_VERSION
 from common.node_keys import PublicKey
 from common.settings import load, to_toml
@@ -78,9 +79,15 @@ def renew_authority(folder: OperatorFolder) -> list[Path]:
     """Make a new authority and server certificate and write every hospital's file anew; gives those files.
 
     The old authority is kept beside the new one as `.old-TIME`. Until a hospital has its new file it refuses
-    this server. Raises ConfigError.
+    this server. Raises ConfigError, also while a server runs: its parts would not trust one another any more.
     """
     config = folder.config()
+    if is_locked(folder.lock):
+        raise ConfigError(
+            f"the server of {folder.path} is running",
+            why="its parts, and every hospital that is connected, trust the authority that it has now",
+            fix="end it first (flower-server stop, or systemctl stop flower-server), then renew",
+        )
     new_key, new_certificate = (p.with_name(p.name + ".new") for p in (folder.ca_key, folder.ca_certificate))
     for left_over in (new_key, new_certificate):
         left_over.unlink(missing_ok=True)

@@ -10,19 +10,19 @@ from pydantic import Field, model_validator
 from common.config import FederationConfig
 from common.errors import ConfigError
 from common.files import write_bytes_atomically
+from common.names import ADDRESS
 from common.settings import Section, load
 
 FEDERATION = "federation.toml"
-_ADDRESS = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}$"
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
 class NetworkSection(Section):
     """How hospitals reach the server; only the Fleet path over TLS is open, everything else is loopback."""
 
-    address: str = Field(pattern=_ADDRESS)
+    address: str = Field(pattern=ADDRESS)
     """host:port under which hospitals reach the server, as they type it (a name, or an IP address)."""
-    listen: str = Field(default="0.0.0.0:8443", pattern=_ADDRESS)
+    listen: str = Field(default="0.0.0.0:8443", pattern=ADDRESS)
     """host:port of this machine on which the open path listens; 0.0.0.0 is every IPv4 interface."""
     superlink_port: int = Field(default=8000, ge=1, le=65535)
     """Port of Flower's SuperLink on 127.0.0.1; never open it to the outside."""
@@ -80,7 +80,6 @@ class OperatorFolder:
         self.runs = self.path / "runs"
         self.state = self.path / "state"
         self.database = self.state / "superlink.db"
-        self.bell = self.state / "bell"
         self.server_json = self.state / "server.json"
         self.current_run = self.state / "current-run"
         self.lock = self.state / ".lock"

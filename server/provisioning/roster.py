@@ -17,21 +17,20 @@ from pydantic import Field, model_validator
 
 from common.errors import ConfigError
 from common.files import write_json_atomically
+from common.names import FINGERPRINT, NAME
 from common.node_keys import PublicKey, parse_public_key
 from common.settings import Section, parse
 
 SCHEMA = 1
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-_FINGERPRINT = r"^SHA256:[A-Za-z0-9+/]{43}$"
 _RESTORE = "restore roster.json from your backup (flower-server restore), or correct that entry"
 
 
 class RosterEntry(Section):
     """One hospital; everything here is public."""
 
-    name: str = Field(pattern=_NAME)
+    name: str = Field(pattern=NAME)
     """Name: letters, digits, dot, dash, underscore."""
-    fingerprint: str = Field(pattern=_FINGERPRINT)
+    fingerprint: str = Field(pattern=FINGERPRINT)
     """Fingerprint of its key, as `ssh-keygen -l` prints it."""
     public_key: str
     """Its key, one line in OpenSSH form."""

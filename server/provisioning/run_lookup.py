@@ -7,10 +7,8 @@ from common.errors import ConfigError, FederationError
 from common.machine import is_locked
 from server.provisioning.operator_config import FEDERATION, OperatorFolder
 from server.reporting.run_overview import INTERRUPTED, RUNNING, state_of
-from server.reporting.run_record import CONFIG, RESULT, read_run
+from server.reporting.run_record import CONFIG, FINISHED, RESULT, read_run
 from server.run_state import frozen_settings
-
-_ENDED = ("completed", "budget-exhausted")
 
 
 def find_run(run: str | None, *, directory: Path | None, runs: Path | None) -> Path:
@@ -65,7 +63,7 @@ def describe_run(path: Path) -> tuple[str, str]:
         return result, ""
     if state == INTERRUPTED:
         return f"{result}; the next start goes on with it", ""
-    if state in _ENDED:
+    if state in FINISHED:
         return result, "begin a new run: flower-server start --new"
     return result, "go on with flower-server resume, or begin a new run: flower-server start --new"
 
@@ -81,14 +79,14 @@ def changed_settings(path: Path, config: FederationConfig) -> list[str]:
         record = read_run(path)
     except FederationError:
         return []
-    if record.config is None or state_of(record) in _ENDED:
+    if record.config is None or state_of(record) in FINISHED:
         return []
     began, now = frozen_settings(record.config), frozen_settings(config)
     return sorted(key for key in {*began, *now} if began.get(key) != now.get(key))
 
 
 def choose_run(folder: OperatorFolder, run: str) -> Path:
-    """Make a run of this folder, by path or id, the one to resume. Raises ConfigError when it is none."""
+    """A run of this folder, by path or id, to be resumed; changes nothing. Raises ConfigError for none."""
     path = find_run(run, directory=folder.path, runs=folder.runs).absolute()
     read_run(path)
     named = folder.config().runtime.run_folder
@@ -104,5 +102,4 @@ def choose_run(folder: OperatorFolder, run: str) -> Path:
             why="a run can be changed only while no server works on one",
             fix="end it first: flower-server stop, or Ctrl-C where it runs",
         )
-    folder.remember_run(path)
     return path

@@ -21,6 +21,8 @@ CONFIG, RESULT, METRICS, EVALUATION = "config.toml", "result.json", "metrics.jso
 STOP = "stop"
 UNFINISHED = "unfinished"
 """Status of a run that has left no result: it is going on, or it was killed."""
+FINISHED = ("completed", "budget-exhausted")
+"""Status of a run in which there is nothing left to train."""
 
 
 @dataclass(frozen=True, kw_only=True)

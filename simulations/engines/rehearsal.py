@@ -28,6 +28,7 @@ from common.settings import load, to_toml
 from server.provisioning.enrolments import enrol_hospital
 from server.provisioning.new_federation import make_federation
 from server.provisioning.operator_config import NetworkSection, OperatorConfig, OperatorFolder
+from server.run_folder import RESULT
 from simulations.preparation import HOSPITALS
 
 REHEARSAL, PROCESSES = "rehearsal", "rehearsal.json"
@@ -143,11 +144,15 @@ class Rehearsal:
         self.processes[name] = ChildProcess(command, log=folder / "logs" / "process.log", name=name)
 
     def _revive(self, name: str, process: ChildProcess, status: int) -> None:
-        """Start a process again that ended too early; one that is left by choice (status 0) stays away."""
+        """Start a process again that ended too early; one that is left by choice (status 0) stays away.
+
+        Raises FederationError for one that would not do better: a server whose run has failed, say.
+        """
         if status == 0 and name != SERVER:
             return
         self._restarts[name] = self._restarts.get(name, 0) + 1
-        if self._restarts[name] > _MOST_RESTARTS or status == ExitCode.BAD_CONFIGURATION:
+        has_failed = name == SERVER and status == ExitCode.FAILED and (self.folder / RESULT).exists()
+        if self._restarts[name] > _MOST_RESTARTS or status == ExitCode.BAD_CONFIGURATION or has_failed:
             raise FederationError(
                 f"{name} of the rehearsal ended with status {status}",
                 why="\n".join(process.last_lines(6)),

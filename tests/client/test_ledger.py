@@ -171,6 +171,15 @@ def test_a_limit_is_kept_in_the_same_transaction(ledger):
     with pytest.raises(BudgetError) as caught:
         ledger.charge(key(3), event=HALF, cohort=cohort, delta=DELTA, limit=limit)
     assert caught.value.refusal is RefusalCode.BUDGET
+    told = str(caught.value)
+    for words in (
+        "used: epsilon ",
+        f"of the limit {limit:g}",
+        "asked: ",
+        "would make it",
+        "never for these patients",
+    ):
+        assert words in told
     assert len(ledger.charges()) == 2
     # Others are not concerned, and the ledger is whole after the refusal.
     ledger.charge(key(3), event=HALF, cohort=people(ledger, 50, 60), delta=DELTA, limit=limit)

@@ -69,6 +69,21 @@ def test_solved_noise_is_kept_and_the_last_round_still_fits_exactly():
     with pytest.raises(BudgetError) as caught:
         ask(config, request(), [(events(first, 6),)], earlier_noise_multiplier=first.noise_multiplier)
     assert caught.value.refusal is RefusalCode.BUDGET
+    told = str(caught.value)
+    for words in ("used: epsilon ", "of the limit 3", "asked: ", "would make it", "never for these patients"):
+        assert words in told
+
+
+def test_a_budget_that_no_noise_fits_tells_used_asked_limit_and_when():
+    past = [(), (PrivacyEvent(sampling_rate=1, noise_multiplier=2.0, steps=40),)]
+    with pytest.raises(BudgetError) as caught:
+        ask(hospital(), request(), past)
+    told = str(caught.value).splitlines()
+    assert len(told) == 3
+    assert "rounds from 1 to 6" in told[0]
+    assert "limit 3" in told[1]
+    assert "asked: 6 step(s) at noise multiplier 500" in told[1]
+    assert "policy.epsilon" in told[2]
 
 
 def test_what_was_spent_elsewhere_raises_the_noise():

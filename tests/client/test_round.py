@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from PIL import Image
 from safetensors.numpy import save
@@ -405,7 +406,8 @@ def test_a_request_past_its_deadline_is_refused(hospital, trainings):
 
 def test_a_deadline_in_mid_training_ends_it_and_the_charge_is_used_later(hospital, monkeypatch):
     request = training_request()
-    times = iter([time.time(), time.time(), time.time() + 7200])  # on arrival, before step 1, before step 2
+    now = time.time()
+    times = iter([now, now, now, now + 7200])  # limit, arrival, before the charge, before step 1
     monkeypatch.setattr(client.round, "time", SimpleNamespace(time=lambda: next(times)))
     assert refusal_code(ask(hospital, request)) is RefusalCode.LATE
     (before,) = charges(hospital)
@@ -414,6 +416,64 @@ def test_a_deadline_in_mid_training_ends_it_and_the_charge_is_used_later(hospita
     assert refusal_code(ask(hospital, training_request())) is None
     (after,) = charges(hospital)
     assert (after.hash, after.sealed_sha256 is None) == (before.hash, False)
+
+
+def test_a_round_that_is_late_once_the_images_are_read_is_not_paid_for(hospital, trainings, monkeypatch):
+    request, late = training_request(), []
+    real = client.round._checked_images
+
+    def slowly(*arguments):
+        late.append(7200)
+        return real(*arguments)
+
+    monkeypatch.setattr(client.round, "_checked_images", slowly)
+    monkeypatch.setattr(client.round, "time", SimpleNamespace(time=lambda: time.time() + sum(late)))
+    assert refusal_code(ask(hospital, request)) is RefusalCode.LATE
+    assert charges(hospital) == ()
+    assert not trainings
+    assert "while the images were read" in log_of(hospital).read_text()
+    monkeypatch.undo()
+    assert refusal_code(ask(hospital, training_request())) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
+        MemoryError(),
+    ],
+    ids=["gpu", "cpu", "python"],
+)
+def test_too_little_memory_in_a_round_is_told_at_home_with_the_physical_batch(hospital, monkeypatch, error):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(client.round, "train_privately", fail)
+    assert refusal_code(ask(hospital, training_request())) is RefusalCode.INTERNAL
+    log = log_of(hospital).read_text()
+    assert "Traceback" not in log
+    assert "does not fit into the memory of cpu" in log
+    assert "ask the operator for a smaller training.physical-batch-size" in log
+
+
+def test_a_spent_budget_is_told_at_home_with_used_asked_limit_and_when(tmp_path, flower_identity):
+    one = PrivacyEvent(sampling_rate=0.5, noise_multiplier=2.0, steps=2)
+    budget = 1.0001 * epsilon([one], delta=1 / (10 * ENROLLED))
+    toml = make_hospital(tmp_path / "north", epsilon=budget)
+    assert refusal_code(ask(toml, training_request())) is None
+    assert refusal_code(ask(toml, training_request(round_number=2))) is RefusalCode.BUDGET
+    log = log_of(toml).read_text()
+    used = epsilon([one], delta=1 / (10 * ENROLLED))
+    for words in (
+        f"used: epsilon {used:.3g}"[:-1],
+        f"limit {budget:g}",
+        "asked: 2 step(s) at noise multiplier 2",
+    ):
+        assert words in log, log
+    assert "never for these patients; with new patients' data, or a larger policy.epsilon" in log
 
 
 def test_a_budget_for_three_rounds_gives_three_answers(tmp_path, flower_identity, trainings):

@@ -107,3 +107,52 @@ def test_it_is_started_once(tmp_path):
             child.start()
     finally:
         child.kill()
+
+
+def test_a_parent_killed_right_after_the_start_leaves_no_orphan(tmp_path):
+    touched = tmp_path / "touched"
+    script = (
+        "import os, signal; from pathlib import Path; from common.child_process import ChildProcess\n"
+        f"child = ChildProcess(['touch', {str(touched)!r}], log=Path({str(tmp_path)!r}) / 'a.log')\n"
+        "child.start(); print(child.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for _ in range(3):
+        parent = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=20)
+        pid = int(parent.stdout)
+        _until(lambda pid=pid: not _alive(pid))
+    assert not touched.exists(), "it was run by nobody's child"
+
+
+def test_a_group_is_signalled_once_after_its_leaders_end(tmp_path, monkeypatch):
+    child = ChildProcess(["true"], log=tmp_path / "a.log")
+    child.start()
+    _until(lambda: child.poll() == 0)
+    sent = []
+    monkeypatch.setattr(os, "killpg", lambda pid, number: sent.append((pid, number)))
+    for _ in range(2):
+        child.stop()
+    child.ask_to_end()
+    assert sent == [(child.pid, signal.SIGTERM), (child.pid, signal.SIGKILL)]
+
+
+def test_a_log_that_grows_while_the_child_writes_stays_bounded(tmp_path):
+    script = (
+        "import time\n"
+        "print('x' * 11_000_000, flush=True)\n"
+        "while True: print('later', flush=True); time.sleep(0.02)"
+    )
+    child = ChildProcess([sys.executable, "-c", script], log=tmp_path / "a.log")
+    child.start()
+    try:
+        _until(lambda: child.log.stat().st_size > 11_000_000)
+        child.bound_log()
+        assert child.log.stat().st_size < 10_000
+        kept = tmp_path / "a.log.1"
+        assert kept.stat().st_size > 11_000_000
+        assert kept.stat().st_mode & 0o777 == 0o600
+        _until(lambda: child.last_lines(1) == ["later"])
+        size = child.log.stat().st_size
+        child.bound_log()
+        assert child.log.stat().st_size >= size
+    finally:
+        child.stop()

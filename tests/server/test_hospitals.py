@@ -215,6 +215,21 @@ def test_whoever_is_not_as_enrolled_is_left_out(entries, versions, words, caplog
     assert words in caplog.text
 
 
+@pytest.mark.parametrize("says", [200, 240])
+def test_a_count_that_was_changed_since_the_run_began_locks_nobody_out(says):
+    changed = ENTRIES | {9: ("b", 240)}
+    grid = FakeGrid(three_hospitals(b=introducing(enrolled_patients=says)))
+    roster = Roster(grid, enrolled={"b": 200}, admission=admitting(changed))
+    roster.greet(ENVELOPE)
+    (b,) = [h for h in roster.present() if h.name == "b"]
+    assert (b.enrolled_patients, b.stated_patients) == (200, says)
+    assert roster.enrolled["b"] == 200
+    other = FakeGrid(three_hospitals(b=introducing(enrolled_patients=300)))
+    never = Roster(other, enrolled={"b": 200}, admission=admitting(changed))
+    never.greet(ENVELOPE)
+    assert names(never) == ["a", "c"]
+
+
 def test_another_release_is_left_out_unless_the_operator_allows_it(caplog):
     newer = three_hospitals(b=introducing(version="0.2.0"))
     roster = Roster(FakeGrid(newer), admission=admitting(ENTRIES))

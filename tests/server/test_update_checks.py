@@ -1,6 +1,7 @@
 """Checks on replies: properties of damaged replies, and the norm bound against simulated honest training."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,6 +108,13 @@ def test_only_the_enrolled_count_is_a_weight(value):
     assert judge_reply(reply(content), question(), HOSPITAL) == Rejection(
         outcome=Outcome.INVALID, code=Defect.NUM_EXAMPLES.value
     )
+
+
+def test_a_hospital_whose_count_was_changed_in_the_run_states_the_new_one():
+    renewed = replace(HOSPITAL, own_count=240)
+    content = good_content() | {"metrics": MetricRecord(METRICS | {"num-examples": 240})}
+    assert isinstance(judge_reply(reply(content), question(), renewed), Update)
+    assert isinstance(judge_reply(reply(good_content()), question(), renewed), Rejection)
 
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)

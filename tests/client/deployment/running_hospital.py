@@ -230,7 +230,7 @@ class RunningHospital:
                 line = (entry / "cmdline").read_bytes().decode(errors="replace")
                 if str(self.folder) not in line or "common.child_process" in line:
                     continue
-                for name, mark in {"supernode": "flower-supernode", "worker": "worker_process"}.items():
+                for name, mark in {"supernode": "supernode_process", "worker": "worker_process"}.items():
                     if mark in line:
                         found[name] = int(entry.name)
         return found

@@ -1,5 +1,6 @@
 """A hospital in operation, from outside: a real server asks; answers, files and processes tell the rest."""
 
+import base64
 import itertools
 import os
 import stat
@@ -121,10 +122,28 @@ def test_asking_an_online_hospital_changes_nothing(operation):
 
 def test_secrets_are_for_the_owner_only_and_not_on_the_command_line(operation):
     _, hospital, *_ = operation
-    for path in (hospital.state / "secrets" / "superexec.bin", hospital.state / "work.json"):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    for pid in hospital.processes().values():
-        assert "--insecure" not in Path(f"/proc/{pid}/cmdline").read_text()
+    folder = hospital.state / "secrets"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    secrets = [hospital.key, *(path for path in folder.iterdir() if path.suffix != ".crt")]
+    assert folder / "superexec.bin" in secrets
+    for path in (*secrets, hospital.state / "work.json"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    forms = set()
+    for content in (path.read_bytes() for path in secrets):
+        forms |= {
+            content,
+            content.hex().encode(),
+            base64.b64encode(content),
+            base64.urlsafe_b64encode(content),
+        }
+        forms |= {line for line in content.splitlines() if len(line) >= 32 and b"-----" not in line}
+    processes = {**hospital.processes(), "client": hospital.pid}
+    assert set(processes) == {"client", "supernode", "worker"}
+    for name, pid in processes.items():
+        for file in ("cmdline", "environ"):
+            said = Path(f"/proc/{pid}/{file}").read_bytes()
+            assert b"--insecure" not in said
+            assert not any(form in said for form in forms), (name, file)
 
 
 def test_another_bundle_is_refused_before_anything_is_done_with_it(operation, tmp_path):

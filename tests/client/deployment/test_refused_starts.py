@@ -1,9 +1,11 @@
 """What must be right before anything is started, each with its own three lines; no server is needed."""
 
+import contextlib
 import os
 import socket
 
 import pytest
+from flwr.proto.control_pb2 import ListNodesRequest
 
 from client.deployment.hospital_folder import HospitalFolder
 from client.deployment.supernode import supernode_command, supernode_environment
@@ -14,7 +16,8 @@ from common.exit_codes import ExitCode
 from common.flower_programs import free_port
 from common.node_keys import make_key
 from tests.client.certificates import Authority
-from tests.client.deployment.running_hospital import RunningHospital, wait_for
+from tests.client.deployment.running_hospital import Federation, RunningHospital, wait_for
+from tests.deployment.small_disks import small_disk
 
 
 @pytest.fixture
@@ -97,3 +100,37 @@ def test_a_proxy_that_is_none_is_refused(hospital):
     hospital.toml.write_text(hospital.toml.read_text() + 'https-proxy = "proxy.example"\n')
     with pytest.raises(ConfigError, match="https-proxy"):
         start(hospital.folder)
+
+
+def test_a_taken_runtime_port_may_be_free_again_later(hospital):
+    """Exit code 1: a service manager tries again; 2 means a setting, which only a person can change."""
+    taken = socket.create_server(("127.0.0.1", hospital.runtime_port))
+    with taken, pytest.raises(FederationError) as refused:
+        start(hospital.folder)
+    assert not isinstance(refused.value, ConfigError)
+
+
+def test_a_full_disk_is_named_with_what_to_do(hospital):
+    hospital.state.mkdir(exist_ok=True)
+    with small_disk(hospital.state, megabytes=1) as disk:
+        disk.fill()
+        with pytest.raises(FederationError, match="cannot be written") as refused:
+            start(hospital.folder)
+        assert str(hospital.state) in refused.value.what
+        assert "No space" in refused.value.why
+        assert "free space" in refused.value.fix
+
+
+def test_an_unknown_hospital_is_told_before_anything_heavy_is_loaded(tmp_path):
+    with Federation(tmp_path / "server", Authority()) as server:
+        hospital = RunningHospital(tmp_path / "north", server.authority, server.port)
+        wait_for(lambda: hospital.ask_server().is_enrolled is False and answers(server), within_s=30)
+        hospital.start()
+        assert hospital.wait() == 1
+    assert "enrol" in hospital.said()
+    assert not (hospital.folder / "logs" / "worker.log").exists()
+
+
+def answers(server):
+    with contextlib.closing(server.control()) as control:
+        return control.ListNodes(ListNodesRequest()) is not None

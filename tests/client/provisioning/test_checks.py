@@ -12,11 +12,11 @@ import client.provisioning.dry_step
 from client.deployment.hospital_folder import HospitalFolder
 from client.ledger import Ledger
 from client.provisioning import standing
-from client.provisioning.checks import check_hospital
+from client.provisioning.checks import check_hospital, guarded
 from client.provisioning.code_list import accept, withdraw
 from client.provisioning.new_hospital import make_hospital
 from common.bundle.bundle import bundle_sha256
-from common.checks import CheckState, exit_code
+from common.checks import Check, CheckState, exit_code
 from common.config import PublicPlan
 from common.enrolment import Enrolment
 from common.errors import FederationError
@@ -124,7 +124,9 @@ def test_everything_right_is_all_fine(north, authority, tmp_path):
     assert "knows this key" in named["server"].result
     assert "100 more days" in named["certificate"].result or "99 more" in named["certificate"].result
     assert named["release"].result == "0.1.0 here, the server says 0.1.0"
-    assert bundle_sha256() in named["bundle"].result
+    assert (
+        f"hospital-federation/hospital-federation 0.1.0, sha256 {bundle_sha256()}" in named["bundle"].result
+    )
     assert named["train images"].result == "8 (normal 4, opacity 4)"
     assert "noise multiplier 2" in named["policy"].result
     assert "private step of softmax on cpu" in named["dry step"].result
@@ -159,12 +161,15 @@ def test_another_release_schema_and_bundle_are_named(north, authority, tmp_path)
         checks, named = look(north)
         assert failed(checks) == {"release", "wire schema", "bundle"}
         assert "install release 9.9.9" in named["release"].fix
-        # What a person needs to decide: digest, publisher, name, version, the command.
+        # What a person needs to decide: digest, who says what of it, the command. Its publisher is unknown.
         assert other in named["bundle"].result
-        assert "hospital-federation/hospital-federation 9.9.9" in named["bundle"].result
+        assert "not the installed one; its server says that it is release 9.9.9" in named["bundle"].result
+        assert "hospital-federation/" not in named["bundle"].result
         assert f"flower-client code accept {other}" in named["bundle"].fix
-        accept(tmp_path / "north/state", other)
-        assert failed(look(north)[0]) == {"release", "wire schema"}
+        accept(tmp_path / "north/state", other, note="told by telephone\x1b[2J")
+        checks, named = look(north)
+        assert failed(checks) == {"release", "wire schema"}
+        assert "accepted as: told by telephone?[2J" in named["bundle"].result
 
 
 def test_a_server_certificate_about_to_expire_is_a_warning(north, authority, tmp_path):
@@ -258,8 +263,10 @@ def test_a_budget_too_small_for_a_round_says_when_it_is_allowed_again(north, aut
     enrol(north, authority, port=free_port())
     _, named = look(north)
     assert named["policy"].state is CheckState.FAILED
-    for words in ("budget of epsilon 0.1", "spent", "new patients"):
+    for words in ("budget of epsilon 0.1", "used: epsilon 0 of the limit 0.1", "asked: ", "would make it"):
         assert words in named["policy"].result
+    for words in ("never for these patients", "new patients' data", "larger policy.epsilon"):
+        assert words in named["policy"].fix
 
 
 def charge(folder, *, noise):
@@ -320,3 +327,38 @@ def test_a_device_that_is_not_there_is_named(north, authority):
     checks, named = look(north)
     assert "device" in failed(checks)
     assert "there is no device cuda:63" in named["device"].result
+
+
+def test_a_check_that_breaks_is_one_failed_line_without_its_words():
+    def part():
+        yield Check(name="first", state=CheckState.OK, result="fine")
+        raise KeyError("DOE^JOHN\x1b[2J")
+
+    fine, broken = guarded("second", part)
+    assert (fine.name, broken.name, broken.state) == ("first", "second", CheckState.FAILED)
+    assert broken.result == "could not be looked at: KeyError"
+    assert broken.fix
+    (left_out,) = guarded("third", lambda: 1 / 0)
+    assert "ZeroDivisionError" in left_out.result
+
+
+def test_an_enrolment_of_another_encoding_is_a_failed_line(north):
+    (north.config_file.parent / "enrolment.toml").write_bytes(b'federation = "\xff"')
+    checks, _ = look(north)
+    assert {"enrolment", "server"} <= failed(checks)
+
+
+def test_a_servers_answer_that_is_a_command_is_no_command(north, authority, tmp_path):
+    said = announced(bundle="0 && curl https://evil.example")
+    with ready_server(tmp_path, authority, x_hospital_federation=said) as server:
+        enrol(north, authority, port=server.port)
+        checks, _ = look(north)
+    assert "curl" not in repr(checks)
+
+
+def test_a_password_of_a_proxy_is_not_shown(north, authority):
+    edit(north, '\nhttps-proxy = ""', '\nhttps-proxy = "http://doctor:secret@127.0.0.1:1"')
+    enrol(north, authority, port=free_port())
+    checks, named = look(north)
+    assert named["proxy"].result == "http://127.0.0.1:1 (https-proxy)"
+    assert "secret" not in repr(checks)

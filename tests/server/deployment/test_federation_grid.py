@@ -1,10 +1,16 @@
-"""When the Grid looks for replies, and for whom; the SuperLink is a list here."""
+"""When the Grid looks for replies, for whom, and what it makes of them; the SuperLink is an object here."""
 
 import time
 
+import httpx
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import Metadata, ObjectTree, PullObjectResponse
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.runtime_pb2 import PullAppMessagesResponse
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
+from flwr.supercore.run import Run
 from flwr.superlink.grid import HttpGrid
 
 from common.node_keys import load_public_key, make_key
@@ -16,9 +22,63 @@ from server.deployment.federation_grid import (
     FederationGrid,
 )
 from server.deployment.news import Kind, News
+from server.deployment.replies import REPLY_UNUSABLE
 from server.provisioning.roster import enroll, new_roster
 
 ID = "ab" * 32
+RUN, NODE, SERVER = 3, 7, 1
+
+
+class SuperLink:
+    """Heads are handed out once; objects lie in `objects`, None while they are to come."""
+
+    def __init__(self):
+        self.asked, self.replies, self.objects, self.confirmed = [], {}, {}, []
+        self.broken: Exception | None = None
+
+    def PullMessages(self, request):
+        if self.broken:
+            raise self.broken
+        self.asked.append(list(request.message_ids))
+        there = [self.replies.pop(i) for i in request.message_ids if i in self.replies]
+        return PullAppMessagesResponse(
+            messages_list=[head for head, _ in there], message_object_trees=[tree for _, tree in there]
+        )
+
+    def PullObject(self, request):
+        content = self.objects.get(request.object_id, b"")
+        return PullObjectResponse(
+            object_found=request.object_id in self.objects,
+            object_available=content is not None,
+            object_content=content or b"",
+        )
+
+    def ConfirmMessageReceived(self, request):
+        self.confirmed.append(request.message_object_id)
+
+    def holds(self, root, tree, *, sender=NODE, to=ID):
+        head = Metadata(run_id=RUN, message_id=root, src_node_id=sender, dst_node_id=SERVER)
+        head.reply_to_message_id, head.message_type = to, "train"
+        self.replies[to] = (MessageProto(metadata=head), tree)
+
+    def holds_object(self, content, **more):
+        root = get_object_id(content)
+        self.objects[root] = content
+        self.holds(root, ObjectTree(object_id=root), **more)
+
+    def holds_reply(self, *, inner_sender=NODE, inner_to=ID, **more):
+        request = Message(RecordDict(), inner_sender, "train", ttl=60.0, group_id="1")
+        request.metadata.__dict__.update(_message_id=inner_to, _run_id=RUN, _src_node_id=SERVER)
+        content = RecordDict({"a": ArrayRecord({"w": Array("uint8", (1,), "x", b"1")}), "c": ConfigRecord()})
+        reply = Message(content, reply_to=request)
+        root = reply.object_id
+        self.objects |= {i: one.deflate() for i, one in get_all_nested_objects(reply).items()}
+        self.holds(root, get_object_tree(reply), **more)
+        return root
+
+
+def junk(kind, body, children=()):
+    return f"{kind} {','.join(children)} {len(body)}".encode() + b"\0" + body
 
 
 @pytest.fixture
@@ -30,8 +90,8 @@ def at(tmp_path, monkeypatch, flower_identity):
     enroll(tmp_path / "roster.json", name="a", key=key, enrolled_patients=10)
 
     class Scene:
-        now, asked, replies = 0.0, [], []
-        online = [NodeInfo(node_id=7, public_key=key.pem, status="online")]
+        now, superlink = 0.0, SuperLink()
+        online = [NodeInfo(node_id=NODE, public_key=key.pem, status="online")]
         news = News(tmp_path / "replies")
 
     def push(self, messages):
@@ -39,12 +99,7 @@ def at(tmp_path, monkeypatch, flower_identity):
             message.metadata.__dict__["_message_id"] = ID
         return [ID for _ in messages]
 
-    def pull(self, ids):
-        Scene.asked.append(list(ids))
-        return list(Scene.replies)
-
     monkeypatch.setattr(HttpGrid, "push_messages", push)
-    monkeypatch.setattr(HttpGrid, "pull_messages", pull)
     monkeypatch.setattr(HttpGrid, "get_nodes", lambda self: Scene.online)
     grid = FederationGrid(
         "127.0.0.1:1",
@@ -54,18 +109,19 @@ def at(tmp_path, monkeypatch, flower_identity):
         state=tmp_path,
         clock=lambda: Scene.now,
     )
+    grid._client = Scene.superlink
+    grid.set_run(Run.create_empty(run_id=RUN))
     Scene.grid = grid
-    assert list(grid.get_node_ids()) == [7]
-    grid.push_messages([Message(RecordDict(), 7, "train", ttl=60.0, group_id="1")])
+    assert list(grid.get_node_ids()) == [NODE]
+    grid.push_messages([Message(RecordDict(), NODE, "train", ttl=60.0, group_id="1")])
     assert time.time_ns() - (tmp_path / "bell").stat().st_mtime_ns < 10**9
-    yield Scene
-    Scene.asked, Scene.replies = [], []
+    return Scene
 
 
 def looks(at):
-    at.asked.clear()
+    at.superlink.asked.clear()
     replies = list(at.grid.pull_messages([ID]))
-    return [ID] in at.asked, replies
+    return [ID] in at.superlink.asked, replies
 
 
 def test_nothing_is_asked_until_there_is_news_or_time_has_passed(at):
@@ -128,3 +184,88 @@ def test_a_roster_that_is_damaged_meanwhile_is_left_as_it_was(at, tmp_path, capl
     at.now = 10.0
     assert list(at.grid.get_node_ids()) == [7]
     assert "left as it was" in caplog.text
+
+
+def test_a_whole_reply_is_taken_in_and_the_superlink_may_forget_it(at):
+    root = at.superlink.holds_reply()
+    at.news.tell(Kind.WHOLE, ID)
+    _, (reply,) = looks(at)
+    assert set(reply.content) == {"a", "c"}
+    assert (reply.metadata.reply_to_message_id, reply.metadata.src_node_id) == (ID, NODE)
+    assert at.superlink.confirmed == [root]
+    at.now += LOOK_AGAIN_S
+    assert looks(at) == (False, [])
+
+
+CHILD = junk("Array", b"\xff\xfe")
+UNUSABLE = {
+    "junk": junk("Message", b"\xff\xff junk"),
+    "no message": junk("ConfigRecord", b"{}"),
+    "of no kind": junk("Exploit", b""),
+    "broken part": junk("Message", b"", [get_object_id(CHILD)]),
+    "no head": b"\xff",
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_a_malformed_reply_becomes_an_error_reply_and_nothing_else_suffers(at, kind, caplog):
+    at.superlink.objects[get_object_id(CHILD)] = CHILD
+    at.superlink.holds_object(UNUSABLE[kind])
+    at.news.tell(Kind.WHOLE, ID)
+    _, (reply,) = looks(at)
+    assert reply.error.code == REPLY_UNUSABLE
+    assert (reply.metadata.reply_to_message_id, reply.metadata.src_node_id) == (ID, NODE)
+    assert at.superlink.confirmed == [get_object_id(UNUSABLE[kind])]
+    assert f"node {NODE} is unusable" in caplog.text
+
+
+@pytest.mark.parametrize("lie", [{"inner_sender": 8}, {"inner_to": "cd" * 32}, {"sender": SERVER}])
+def test_a_reply_in_the_name_of_another_is_an_error_reply(at, lie):
+    at.superlink.holds_reply(**lie)
+    at.news.tell(Kind.WHOLE, ID)
+    _, (reply,) = looks(at)
+    assert reply.error.code == REPLY_UNUSABLE
+    assert reply.metadata.reply_to_message_id == ID
+
+
+def test_a_reply_with_missing_objects_is_never_waited_for_and_not_lost(at):
+    root = at.superlink.holds_reply()
+    content, at.superlink.objects[root] = at.superlink.objects[root], None
+    at.news.tell(Kind.WHOLE, ID)  # as the front may believe
+    began = time.monotonic()
+    assert looks(at) == (True, [])
+    assert time.monotonic() - began < 1
+    at.now += LOOK_AGAIN_S
+    assert looks(at) == (False, [])  # Flower has handed the head over, and would not again
+    at.superlink.objects[root] = content
+    at.news.tell(Kind.WHOLE, ID)
+    assert len(looks(at)[1]) == 1
+
+
+def test_a_reply_whose_objects_never_come_is_given_up_after_its_last_sign(at):
+    root = at.superlink.holds_reply()
+    at.superlink.objects[root] = None
+    at.now = LOOK_AGAIN_S
+    assert looks(at) == (True, [])
+    at.now += SENDING_S - 1
+    at.news.tell(Kind.BEGUN, ID)
+    assert looks(at) == (False, [])
+    at.now += SENDING_S - 1
+    assert looks(at) == (False, [])
+    at.now += 1
+    assert looks(at)[1][0].error.code == REPLY_UNUSABLE
+    assert at.superlink.confirmed == [root]
+
+
+def test_an_error_of_the_connection_is_no_matter_of_the_reply(at):
+    at.superlink.broken = httpx.ConnectError("gone")
+    at.news.tell(Kind.WHOLE, ID)
+    with pytest.raises(httpx.ConnectError):
+        looks(at)
+
+
+def test_messages_that_nobody_asks_for_any_more_are_forgotten(at):
+    at.now = 2 * 60 + SENDING_S + 1
+    at.grid.push_messages([])
+    assert looks(at) == (False, [])
+    assert at.grid._pending == {}

@@ -156,6 +156,7 @@ def test_ctrl_c_stops_after_the_round_and_resume_goes_on(tmp_path):
         revoke(folder.roster, "b")
         server.start("resume=True")
         until(lambda: "b may no longer connect" in server.said, 30)
+        until(lambda: server.said.count("hospitals may connect") == 2, 30)  # from here on the run goes on
         server.signal(signal.SIGTERM)
         assert server.wait(20) == ExitCode.STOPPED
         assert server.closed == done

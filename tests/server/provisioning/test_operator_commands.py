@@ -129,6 +129,7 @@ def test_the_count_is_public_so_a_precise_one_is_questioned(mistaken):
     assert "not rounded" in flower_server("enroll", "north", key, "--patients", 403, "--dir", op).stderr
     said = flower_server("enroll", "north", key, "--patients", 400, "--dir", op)
     assert "patient count changed" in said.stdout
+    assert "applies from the next run" in said.stdout
     assert said.stderr == ""
 
 

@@ -1,0 +1,23 @@
+"""The three lines about a spent budget: used, asked, limit, and when it would be allowed again."""
+
+from collections.abc import Sequence
+
+from common.errors import BudgetError
+from common.privacy.accountant import running_epsilon
+from common.privacy.plan import PrivacyEvent
+
+
+def budget_error(
+    what: str, *, history: Sequence[PrivacyEvent], event: PrivacyEvent, limit: float, delta: float
+) -> BudgetError:
+    """The refusal of `event` after `history`, the one patient's who has the most behind them."""
+    used = running_epsilon(history, delta=delta)
+    with_it = running_epsilon([*history, event], delta=delta)
+    return BudgetError(
+        what,
+        why=f"used: epsilon {used:.4g} of the limit {limit:g} at delta {delta:.3g}, in all studies together; "
+        f"asked: {event.steps} step(s) at noise multiplier {event.noise_multiplier:g}, which would make it "
+        f"{with_it:.4g}",
+        fix="allowed again: never for these patients; with new patients' data, or a larger policy.epsilon, "
+        "which is a decision about your patients",
+    )
