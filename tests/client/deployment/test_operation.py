@@ -30,6 +30,8 @@ from tests.client.deployment.running_hospital import (
 )
 from tests.client.small_hospital import charges, make_hospital, make_plan, training_request
 
+pytestmark = [pytest.mark.faults, pytest.mark.ci]
+
 MILD = {"allow_non_private": True}
 
 

@@ -22,6 +22,8 @@ from common.node_keys import fingerprint_of_pem
 from server.provisioning.roster import read_roster, revoke
 from tests.server.deployment.small_federation import Hospital, https, open_grid, until
 
+pytestmark = [pytest.mark.faults, pytest.mark.ci]
+
 
 def control_at(opened, port):
     return ControlHttpClient.from_server_address(

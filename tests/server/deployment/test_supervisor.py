@@ -45,6 +45,8 @@ def explained(server, folder):
     return "\n".join([server.said, *(path.read_text()[-2000:] for path in logs if path.exists())])
 
 
+@pytest.mark.faults
+@pytest.mark.ci
 def test_a_run_from_start_to_end(tmp_path):
     with federation(tmp_path) as (folder, server, hospitals):
         server.start()
