@@ -2,6 +2,7 @@
 
 flower-client init DIR --name N --patients N --data PATH    key, hospital.toml, what to send the operator
 flower-client check DIR                                     everything before the first round
+flower-client plan DIR                                      what a run would cost, and other choices
 flower-client start DIR                                     take part
 flower-client check --data films/                           only the images: what would be trained on
 flower-client ledger verify DIR                             recompute every epsilon
@@ -16,6 +17,7 @@ import typer
 
 from client.deployment_commands import HERE, add_deployment_commands
 from client.ledger_commands import ledger_app
+from client.planning_commands import plan
 from common.command_line import Output, OutputFormat, make_app, print_table, run_app
 
 app = make_app(
@@ -24,6 +26,7 @@ app = make_app(
 )
 add_deployment_commands(app)
 app.add_typer(ledger_app, name="ledger")
+app.command()(plan)
 
 
 @app.command()

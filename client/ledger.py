@@ -188,6 +188,11 @@ class Ledger:
             ),
         )
 
+    def damage(self) -> list[Finding]:
+        """What is not as it was written, costs not recomputed; writes nothing. Empty when it is right."""
+        with self._store.examining() as connection:
+            return self._store.problems(connection)
+
     def verify(self) -> list[Finding]:
         """Recompute everything the ledger says (`client.ledger_verify`); empty when it is right."""
         from client.ledger_verify import content_findings

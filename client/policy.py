@@ -146,6 +146,16 @@ def require_allowed(config: HospitalConfig, request: TrainingRequest) -> None:
         )
 
 
+def require_patients(plan: PublicPlan, unit: Unit) -> None:
+    """Refuse a run that protects patients where the images, with their own `unit`, name none."""
+    if plan.data.unit == "patient" and unit == "image":
+        raise Refusal(
+            RefusalCode.DATA,
+            "the run protects patients, and these images name none",
+            fix="name the patient column in hospital.toml, or take part in a run with unit = 'image'",
+        )
+
+
 def _noise_multiplier(
     config: HospitalConfig, request: TrainingRequest, histories: Histories, earlier: float | None
 ) -> float:

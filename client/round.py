@@ -14,7 +14,7 @@ from client.images.dataset import HospitalImages
 from client.ledger_records import Charge
 from client.out_of_memory import explained_memory
 from client.outbox import SealedAnswer
-from client.policy import TrainingRequest, agree, planned, require_allowed
+from client.policy import TrainingRequest, agree, planned, require_allowed, require_patients
 from client.private_training import train_privately
 from client.site import Site
 from client.training import TrainingResult, train
@@ -69,12 +69,7 @@ def _checked_weights(
 
 def _checked_images(site: Site, plan: PublicPlan) -> HospitalImages:
     images = site.images(plan)
-    if plan.data.unit == "patient" and images.unit == "image":
-        raise Refusal(
-            RefusalCode.DATA,
-            "the run protects patients, and these images name none",
-            fix="name the patient column in hospital.toml, or take part in a run with unit = 'image'",
-        )
+    require_patients(plan, images.unit)
     return images
 
 

@@ -1,7 +1,5 @@
 """A hospital on its own machine: configuration, folders, ledger, outbox, images; opened once per process."""
 
-import hashlib
-import hmac
 import json
 import os
 import tempfile
@@ -14,6 +12,7 @@ from flwr.app import Context
 from client.generated_hospital import write_generated_hospital
 from client.hospital_log import FILE, write_entry
 from client.images.dataset import HospitalImages, read_hospital_images
+from client.images.splits import split_key
 from client.ledger import Ledger
 from client.outbox import Outbox
 from client.release import Door
@@ -59,7 +58,7 @@ class Site:
                 preprocessing=preprocessing,
                 classes=plan.data.classes,
                 cache_folder=self.cache_folder,
-                split_key=hmac.new(self.ledger.site_key, b"train or validation", hashlib.sha256).digest(),
+                split_key=split_key(self.ledger.site_key),
             )
             self._images = (wanted, read)
         return self._images[1]

@@ -56,7 +56,10 @@ def test_the_extraction_sees_the_commands():
             ["flower-server", word]
             for word in ("init", "enroll", "check", "start", "status", "renew", "backup")
         ),
-        *(["flower-client", word] for word in ("init", "check", "start", "status", "leave", "renew-key")),
+        *(
+            ["flower-client", word]
+            for word in ("init", "plan", "check", "start", "status", "leave", "renew-key")
+        ),
     ):
         assert wanted in found
 

@@ -38,6 +38,11 @@ def splits_of_units(
     return tuple(order[rank] for rank in highest), int((highest > lowest).sum())
 
 
+def split_key(site_key: bytes) -> bytes:
+    """The site's secret that decides who validates, from the one that names its patients."""
+    return hmac.new(site_key, b"train or validation", hashlib.sha256).digest()
+
+
 def keyed_share(unit_id: str, key: bytes) -> float:
     """A number in [0, 1) that depends on the unit and the key only, so nobody changes side as data grow."""
     digest = hmac.new(key, unit_id.encode(), hashlib.sha256).digest()

@@ -1,7 +1,5 @@
 """The lines of `flower-client check` about the study: images, policy, device, time of a step."""
 
-import hashlib
-import hmac
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -54,13 +52,14 @@ def _look_at_images(folder: HospitalFolder, enrolment: Enrolment | None) -> "Che
 
 def _split_key(folder: HospitalFolder) -> bytes:
     """What decides who validates, as `client.site`; before the first ledger something of the same kind."""
+    from client.images.splits import split_key
     from client.ledger import Ledger
 
     try:
         site_key = Ledger.examine(folder.config.ledger_folder(folder.path)).site_key
     except (FederationError, OSError):
         site_key = b"no ledger yet"
-    return hmac.new(site_key, b"train or validation", hashlib.sha256).digest()
+    return split_key(site_key)
 
 
 def _images(checkup: "Checkup") -> Iterator[Check]:

@@ -51,6 +51,7 @@ def test_help_lists_the_commands_and_exit_codes():
     for word in (
         "init",
         "check",
+        "plan",
         "start",
         "status",
         "pause",
@@ -135,7 +136,10 @@ def test_a_hospital_that_trained_without_privacy_is_told_so(tmp_path, flower_ide
 
 
 def test_help_answers_at_once_for_every_command():
-    for words in ("init", "check", "start", "status", "pause", "leave", "renew-key", "code", "models"):
+    for words in (
+        *("init", "check", "plan", "start", "status"),
+        *("pause", "leave", "renew-key", "code", "models"),
+    ):
         started = time.monotonic()
         shown = call(words, "--help")
         assert shown.returncode == 0

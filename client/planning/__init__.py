@@ -1,0 +1,1 @@
+"""What a run would cost this hospital, before anything is trained."""
