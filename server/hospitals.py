@@ -19,6 +19,8 @@ from server.exchange import LONGEST_PAUSE_S, SHORTEST_PAUSE_S, send
 HELLO_TTL_S = 600.0
 ASK_AGAIN_S = 60.0
 """A node that refused, failed or could not be enrolled is greeted again after this."""
+_NODE_UNAVAILABLE, _SOON_S = 5, 2.0
+"""Flower's code for a message that went down with its node: the next one may arrive."""
 GRACE_S = 30.0
 """Without a number of expected hospitals: how long connected but silent nodes hold up round 1."""
 _NAME = re.compile(NAME)
@@ -170,7 +172,8 @@ class Roster:
             hospital = self._enrol(self._admit(reply, node_id))
         except WireError as error:
             log.warning("node %d is not enrolled: %s", node_id, error.what)
-            self._ask_again_at[node_id] = time.monotonic() + ASK_AGAIN_S
+            went_down = reply.has_error() and reply.error.code == _NODE_UNAVAILABLE
+            self._ask_again_at[node_id] = time.monotonic() + (_SOON_S if went_down else ASK_AGAIN_S)
             return
         self._ask_again_at.pop(node_id, None)
         self._by_node[node_id] = hospital

@@ -114,6 +114,21 @@ def test_a_node_that_could_not_be_enrolled_is_greeted_again_later(monkeypatch):
     assert names(roster) == ["a", "b", "c"]
 
 
+def test_a_hello_that_went_down_with_its_node_is_said_again_soon(monkeypatch):
+    lost = iter([True])
+
+    def went_down(reply, request):
+        return Message(Error(code=5), reply_to=request) if next(lost, False) else reply
+
+    roster = Roster(FakeGrid(three_hospitals(b=went_down)))
+    roster.greet(ENVELOPE)
+    assert names(roster) == ["a", "c"]
+    later = time.monotonic() + 3.0
+    monkeypatch.setattr(hospitals_module.time, "monotonic", lambda: later)
+    roster.greet(ENVELOPE)
+    assert names(roster) == ["a", "b", "c"]
+
+
 def test_a_second_node_cannot_take_the_name_of_a_connected_hospital():
     grid = FakeGrid({1: NumpyHospital("a", 100)})
     roster = Roster(grid)
