@@ -4,11 +4,9 @@
 """
 
 import contextlib
-import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -23,6 +21,10 @@ from client.ledger import Ledger
 from simulations.engines.embedded import EmbeddedGrid
 from simulations.run import run_scenario
 from simulations.scenario import make_scenario
+from tests.deployment.federation import charged_rounds as charged
+from tests.deployment.federation import closed as closed_rounds
+from tests.deployment.federation import metrics as lines_of
+from tests.deployment.federation import result as result_of
 from tests.planted_films import SIZE, write_table
 
 pytestmark = pytest.mark.faults
@@ -86,35 +88,6 @@ def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") ->
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < give_up_at
         time.sleep(0.002)
-
-
-def lines_of(folder: Path) -> list[dict]:
-    try:
-        text = (folder / "metrics.jsonl").read_text()
-    except OSError:
-        return []
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    return [json.loads(line) for line in whole if line]
-
-
-def closed_rounds(folder: Path) -> list[int]:
-    return [line["round"] for line in lines_of(folder) if "closed" in line]
-
-
-def result_of(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())
-
-
-def charged(folder: Path, name: str) -> list[tuple[int, bool]]:
-    """(round, sealed) of each charge, read beside whoever writes it."""
-    path = folder / "hospitals" / name / "ledger" / "ledger.sqlite"
-    try:
-        ledger = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
-        with contextlib.closing(ledger):
-            query = "SELECT round_number, EXISTS(SELECT 1 FROM seals WHERE charge = c.number) FROM charges c"
-            return [(number, bool(sealed)) for number, sealed in ledger.execute(query)]
-    except sqlite3.OperationalError:
-        return []
 
 
 def training(folder: Path, round_number: int) -> int:

@@ -15,9 +15,9 @@ from common import messages
 from common.config import FederationConfig
 from common.messages import Envelope
 from common.preprocessing import Preprocessing
+from common.serialisation import message_from_bytes
 from common.settings import load
 from simulations.engines.embedded import EmbeddedGrid
-from simulations.engines.serialisation import message_from_bytes
 from simulations.run import Outcome, run_scenario
 from simulations.scenario import make_scenario
 from tests.planted_films import SIZE, film, names_it, write_table

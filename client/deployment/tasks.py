@@ -45,7 +45,7 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.runtime import RuntimeHttpClient
 
-from client.deployment.serialisation import (
+from common.serialisation import (
     ProtoMessage,
     bare,
     message_from_proto,

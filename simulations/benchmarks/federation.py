@@ -51,7 +51,7 @@ def _size_of_update(delta: Parameters) -> dict[str, Any]:
     from client.release import Door
     from common.messages import TRAIN, arrays_of
     from common.parameters import record_bytes
-    from simulations.engines.serialisation import message_to_bytes
+    from common.serialisation import message_to_bytes
 
     # `Message(...)` reads its sender from here, as under Flower's own engines.
     TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1

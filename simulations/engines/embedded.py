@@ -19,9 +19,9 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.errors import FederationError
+from common.serialisation import message_from_bytes, message_to_bytes, set_message_id
 from common.settings import Scalar
 from simulations.engines.pool import Job, WorkerPool
-from simulations.engines.serialisation import message_from_bytes, message_to_bytes, set_message_id
 from simulations.engines.worker import FIRST_NODE_ID, ErrorCode, WorkerSetup
 
 SERVER_NODE_ID = 1

@@ -22,8 +22,8 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from common.files import append_line
+from common.serialisation import message_from_bytes, message_to_bytes
 from common.settings import Scalar
-from simulations.engines.serialisation import message_from_bytes, message_to_bytes
 
 FIRST_NODE_ID = 1001
 """Node id of the first hospital; Flower keeps 1 for the server."""
