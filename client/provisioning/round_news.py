@@ -35,7 +35,7 @@ class RoundNews:
             return ""
         cost = "no privacy is claimed for it"
         if work.epsilon is not None:
-            cost = f"epsilon {work.epsilon:.4g} of {self._limit:g}"
+            cost = f"epsilon {work.epsilon:.4g} in this run so far (budget over all runs {self._limit:g})"
         return f"round {work.last_round} answered, {cost}"
 
     def _refused(self) -> str:

@@ -21,6 +21,7 @@ from flwr.superlink.grid import HttpGrid
 from common.errors import ConfigError
 from common.files import append_line
 from common.node_keys import fingerprint_of_pem
+from common.serialisation import set_message_id
 from server.deployment.bell import Bell
 from server.deployment.news import BELL, NEWS, Kind, News
 from server.deployment.replies import NODE_UNAVAILABLE, Claimed, Incoming, unusable
@@ -221,5 +222,5 @@ def _without_content(message: Message) -> Message:
     """What a reply needs to know of its request; the content would keep a model in memory per hospital."""
     old = message.metadata
     stub = Message(RecordDict(), old.dst_node_id, old.message_type, ttl=old.ttl, group_id=old.group_id)
-    stub.metadata.__dict__["_message_id"] = old.message_id
+    set_message_id(stub, old.message_id)
     return stub

@@ -23,6 +23,8 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 
+from common.serialisation import set_message_id
+
 REPLY_UNUSABLE, NODE_UNAVAILABLE = 4, 5
 """Flower's numbers for an error reply: the reply cannot be had, the node has gone."""
 _ABOUT_THE_MESSAGE = (400, 404, 413, 422)
@@ -117,7 +119,7 @@ def _check(reply: Message, head: Head, from_node: int) -> None:
         differs.append("sender")
     if differs:
         raise ValueError(f"{differs} differ from what the SuperLink has checked")
-    inner.__dict__["_message_id"] = head.message_id
+    set_message_id(reply, head.message_id)
 
 
 def _is_about_the_connection(error: Exception) -> bool:

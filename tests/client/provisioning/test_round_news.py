@@ -29,7 +29,9 @@ def news(tmp_path):
 
 def test_an_answered_round_is_one_line_with_its_cost(news):
     assert news.of(Work()) == ""
-    assert news.of(trained(3, epsilon=1.23456)) == "round 3 answered, epsilon 1.235 of 8"
+    assert news.of(trained(3, epsilon=1.23456)) == (
+        "round 3 answered, epsilon 1.235 in this run so far (budget over all runs 8)"
+    )
     assert news.of(trained(3, epsilon=1.23456)) == ""
     assert news.of(trained(4, epsilon=None)) == "round 4 answered, no privacy is claimed for it"
     assert news.of(Work(last_type=messages.HELLO, last_round=4, last_ended=9e9)) == ""
