@@ -87,6 +87,17 @@ class PrivacyKnobs(Section):
     """The server may ask for more noise than a hospital's policy, never for less."""
 
 
+class EvaluationSection(Section):
+    """When hospitals score the model on their validation patients; each time costs those patients privacy."""
+
+    at_end: bool = True
+    """Score the final model once."""
+    checkpoints: int = Field(default=0, ge=0, le=3)
+    """Score so many earlier models too, evenly spread over the rounds."""
+    score_bins: int = Field(default=10, ge=2, le=100)
+    """Bins of the histogram of scores, per class: more are finer and noisier."""
+
+
 class ServerSection(Section):
     """How the server closes rounds and forms the next model."""
 
@@ -136,6 +147,8 @@ class RuntimeSection(Section):
     """Hospitals to wait for before round 1; 0 means whoever is there at the quorum."""
     roster: str = ""
     """File of the enrolled hospitals, the only ones that are asked; empty (simulations) asks every node."""
+    receipts: str = ""
+    """Folder of the hospitals' newest ledger receipts over all runs; empty keeps them in the run folder."""
 
 
 class PublicPlan(Section):
@@ -146,6 +159,7 @@ class PublicPlan(Section):
     model: ModelSection = ModelSection()
     training: TrainingConfig = TrainingConfig()
     privacy: PrivacyKnobs = PrivacyKnobs()
+    evaluation: EvaluationSection = EvaluationSection()
 
     @property
     def model_spec(self) -> "ModelSpec":
@@ -179,6 +193,7 @@ class FederationConfig(PublicPlan):
             model=self.model,
             training=self.training,
             privacy=self.privacy,
+            evaluation=self.evaluation,
         )
 
 

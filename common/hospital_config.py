@@ -53,6 +53,12 @@ class PolicyConfig(Section):
     """`solve`: noise from what this run may spend. `fixed`: noise given, leave when no round fits."""
     epsilon: float = Field(default=8.0, gt=0)
     """Budget of the worst-off patient over everything ever trained here."""
+    run_epsilon: float | None = Field(default=None, gt=0)
+    """What one run may spend of the budget at most; without it a run may spend all that is left."""
+    composition: Literal["site", "patient"] = "site"
+    """What a run's noise and refusals go by. `site`: every charge of the ledger counts as if all patients had
+    been in it, so that neither tells who took part before. `patient`: the worst-off patient of the run's
+    own; spends less where studies share no patients, and noise and refusals can tell that they do."""
     delta: float | None = Field(default=None, gt=0, lt=1)
     """Delta of the budget; without it 1 / (10 * enrolled patients)."""
     noise_multiplier: float | None = Field(default=None, gt=0)
@@ -75,6 +81,15 @@ class PolicyConfig(Section):
     """Ceiling for the seconds that one round may take."""
     minimum_patients: int = Field(default=2, ge=1)
     """With fewer patients the hospital does not train."""
+    unit: Literal["patient", "any"] = "any"
+    """`patient` refuses runs that protect single images only."""
+    models: tuple[str, ...] = Field(default=(), max_length=100)
+    """Names of the models that may be trained; empty allows all that this release has."""
+    tasks: tuple[str, ...] = Field(default=(), max_length=100)
+    """Tasks that may be trained for; empty allows all that this release has."""
+    approval: Literal["automatic", "plan", "update"] = "automatic"
+    """`automatic`: this policy decides. `plan`: a person approves each run's plan before anything is trained.
+    `update`: also each update before it leaves (`flower-client approve`)."""
     allow_non_private: bool = False
     """Take part in runs without differential privacy."""
 
@@ -85,6 +100,30 @@ class PolicyConfig(Section):
         if self.minimum_noise_multiplier > self.maximum_noise_multiplier:
             raise ValueError("minimum-noise-multiplier is above maximum-noise-multiplier")
         return self
+
+
+class ReleaseConfig(Section):
+    """Which numbers about validation patients may leave, noised and charged, and at what cost."""
+
+    metrics: tuple[Literal["confusion", "scores"], ...] = ("confusion", "scores")
+    """`confusion`: counts by true and predicted class. `scores`: histogram of scores per class, for AUC."""
+    epsilon: float = Field(default=1.0, gt=0)
+    """Cost of one evaluation to a validation patient; less is noisier."""
+    maximum_per_run: int = Field(default=4, ge=0)
+    """Evaluations in one run at most."""
+
+
+class RetentionConfig(Section):
+    """How long the hospital keeps what it no longer needs; the ledger is kept for ever."""
+
+    outbox_days: float = Field(default=30.0, gt=0)
+    """Sealed answers of runs that are over; they are needed only while a server may ask again."""
+    cache_days: float = Field(default=90.0, gt=0)
+    """Decoded images that no run has used since."""
+    log_days: float = Field(default=365.0, gt=0)
+    """Lines of the hospital's own logs and of audit.jsonl."""
+    models_days: float = Field(default=3650.0, gt=0)
+    """Models received at the end of runs, with their certificates."""
 
 
 class SiteConfig(Section):
@@ -133,6 +172,8 @@ class HospitalConfig(Section):
     hospital: HospitalSection
     data: DataConfig
     policy: PolicyConfig = PolicyConfig()
+    release: ReleaseConfig = ReleaseConfig()
+    retention: RetentionConfig = RetentionConfig()
     site: SiteConfig = SiteConfig()
     connection: ConnectionConfig = ConnectionConfig()
 

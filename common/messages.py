@@ -4,9 +4,12 @@
 |---|---|---|
 | `query.hello` | envelope | envelope, `hospital`: name, enrolled patients, versions |
 | `train` | envelope, `arrays`: global weights, `request`: the public plan | envelope, `arrays`: weight delta, `metrics`: the white-listed scalars |
-| `query.closing` | envelope, `arrays`: final weights, `model`: model.json | envelope, `receipt`: hash of what was stored |
+| `evaluate` | envelope, `arrays`: weights, `request`: the public plan | envelope, `counts`: noisy counts, `metrics`: what they cost |
+| `query.closing` | envelope, `arrays`: final weights, `model`: model.json | envelope, `receipt`: hash of what was stored, release certificate |
 
-Instead of an answer a hospital may send envelope + `refusal`: one enumerated code.
+With `train` and `evaluate` the server echoes the hospital's newest `ledger-receipt`, and an answer brings the next
+one: bytes that only the hospital can read. Instead of an answer a hospital may send envelope + `refusal`: one
+enumerated code.
 """  # noqa: E501
 
 import math
@@ -27,15 +30,17 @@ _LARGEST, _LONGEST_WORD = 1_000_000, 64
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 F = TypeVar("F", str, int, bool)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ENCODING_FLOAT32 = "float32"
 
 HELLO = "query.hello"
 TRAIN = "train"
+EVALUATE = "evaluate"
 CLOSING = "query.closing"
 
 ARRAYS, ENVELOPE, REQUEST, METRICS = "arrays", "envelope", "request", "metrics"
 HOSPITAL, MODEL, RECEIPT, REFUSAL = "hospital", "model", "receipt", "refusal"
+COUNTS, LEDGER_RECEIPT = "counts", "ledger-receipt"
 
 NUM_EXAMPLES = "num-examples"
 TRAINING_STARTED, TRAINING_ENDED = "training-started", "training-ended"
@@ -44,6 +49,10 @@ METRIC_WHITE_LIST = frozenset(
     {NUM_EXAMPLES, TRAINING_STARTED, TRAINING_ENDED, NOISE_MULTIPLIER, STEPS, EPSILON, DELTA}
 )
 """Scalars that may leave a hospital: the enrolled (public) count, clock times, and the plan's own numbers."""
+CONFUSION, SCORES = "confusion", "scores"
+COUNTS_WHITE_LIST = frozenset({CONFUSION, SCORES})
+"""Noised counts about validation patients that may leave a hospital (shapes: `common.evaluation`)."""
+_LARGEST_RECEIPT = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +187,21 @@ def metrics_of(content: RecordDict) -> dict[str, float]:
     if len(values) != len(record) or not all(math.isfinite(value) for value in values.values()):
         raise WireError("the answer holds scalars that are not finite numbers")
     return values
+
+
+def receipt_record(ledger_receipt: bytes) -> dict[str, ConfigRecord]:
+    """The record that carries a ledger receipt, either way; none for no receipt."""
+    return {LEDGER_RECEIPT: ConfigRecord({"bytes": ledger_receipt})} if ledger_receipt else {}
+
+
+def receipt_of(content: RecordDict) -> bytes:
+    """The ledger receipt of a message, b"" where there is none; raises WireError for a misshapen one."""
+    if LEDGER_RECEIPT not in content:
+        return b""
+    receipt = _record(content, LEDGER_RECEIPT, ConfigRecord).get("bytes")
+    if not isinstance(receipt, bytes) or len(receipt) > _LARGEST_RECEIPT:
+        raise WireError("the ledger receipt is not of the agreed form")
+    return receipt
 
 
 def content_bytes(content: RecordDict) -> int:

@@ -138,7 +138,7 @@ def test_the_public_plan_holds_nothing_of_the_servers_own():
         source="t",
     )
     flat = to_flat(config.public_plan)
-    assert {key.split(".")[0] for key in flat} == {"federation", "data", "model", "training", "privacy"}
+    assert {key.split(".")[0] for key in flat} == {"federation", "data", "model", "training", "privacy", "evaluation"}
     assert "/srv" not in str(flat)
 
 
@@ -265,6 +265,8 @@ def test_flower_accepts_every_value_of_a_run_config():
 def values_for(annotation, field):
     """Any value that the field allows."""
     if get_origin(annotation) is tuple:
+        if choices := get_args(get_args(annotation)[0]):
+            return st.lists(st.sampled_from(choices), max_size=3).map(tuple)
         return st.lists(st.text(min_size=1), min_size=2, max_size=5, unique=True).map(tuple)
     if choices := [arg for arg in get_args(annotation) if not isinstance(arg, type)]:
         return st.sampled_from(choices)

@@ -49,7 +49,7 @@ def test_a_misshapen_envelope_is_refused(changes):
         Envelope.from_record(envelope_content(**changes))
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_schema_is_refused_as_such(version):
     content = envelope_content()
     if version is None:
@@ -74,7 +74,7 @@ def test_the_plan_travels_and_nothing_else_does():
     )
     record = messages.plan_to_record(plan)
     assert messages.plan_from_record(RecordDict({"request": record})) == plan
-    assert {key.split(".")[0] for key in record} == {"federation", "data", "model", "training", "privacy"}
+    assert {key.split(".")[0] for key in record} == {"federation", "data", "model", "training", "privacy", "evaluation"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from safetensors.numpy import load
 
 from common import messages
 from common.config import FederationConfig
-from common.messages import Envelope
+from common.messages import SCHEMA_VERSION, Envelope
 from common.parameters import parameters_sha256, read_safetensors, to_record, write_safetensors
 from common.settings import parse, to_flat
 from server.app import main
@@ -110,7 +110,7 @@ class NumpyHospital:
         return {
             "name": self.name,
             "enrolled-patients": self.enrolled,
-            "schema-version": 1,
+            "schema-version": SCHEMA_VERSION,
             "version": "0.1.0",
         }
 

@@ -126,7 +126,7 @@ BAD_REPLIES = {
     "other run": (with_key(run_id="elsewhere"), "invalid", "round-key"),
     "other attempt": (with_key(attempt=2), "invalid", "round-key"),
     "masked": (with_key(masked=True), "invalid", "envelope"),
-    "other schema": (with_key(schema_version=2), "invalid", "envelope"),
+    "other schema": (with_key(schema_version=1), "invalid", "envelope"),
     "round is text": (with_key(round="2"), "invalid", "envelope"),
     "unknown sender": (from_another_sender, "invalid", "sender"),
     "missing name": (with_arrays({"weight": np.zeros((4, 3), np.float32)}), "invalid", "arrays"),

@@ -80,7 +80,7 @@ BAD_INTRODUCTIONS = {
     "a million million": introducing(enrolled_patients=10**12),
     "count is a bool": introducing(enrolled_patients=True),
     "count is a float": introducing(enrolled_patients=10.5),
-    "other schema": introducing(schema_version=2),
+    "other schema": introducing(schema_version=1),
     "nothing": without_introduction,
     "another sender": from_elsewhere,
     "refusal": lambda reply, request: messages.refusal(request, ENVELOPE, RefusalCode.DATA),
@@ -100,9 +100,9 @@ def test_a_bad_introduction_is_left_out_and_nothing_it_says_is_logged(kind, capl
 
 
 def test_a_node_that_could_not_be_enrolled_is_greeted_again_later(monkeypatch):
-    versions = iter([2])
+    versions = iter([1])
     late = three_hospitals(
-        b=lambda reply, request: introducing(schema_version=next(versions, 1))(reply, request)
+        b=lambda reply, request: introducing(schema_version=next(versions, 2))(reply, request)
     )
     roster = Roster(FakeGrid(late))
     roster.greet(ENVELOPE)

@@ -1,0 +1,1 @@
+"""Privacy audits: attacks on our own training path, and what they found."""
