@@ -8,6 +8,7 @@ from flwr.clientapp import ClientApp
 
 from client.answering import answered
 from client.closing import keep_model
+from client.evaluation import evaluate_model
 from client.introduction import introduce
 from client.round import train_round
 
@@ -24,6 +25,12 @@ def hello(request: Message, context: Context) -> Message:
 def train(request: Message, context: Context) -> Message:
     """Train one round under the hospital's policy and answer with the sealed update."""
     return answered(train_round, request, context)
+
+
+@app.evaluate()
+def evaluate(request: Message, context: Context) -> Message:
+    """Score a model on the validation patients and answer with noised, charged counts."""
+    return answered(evaluate_model, request, context)
 
 
 @app.query("closing")

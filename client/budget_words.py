@@ -19,5 +19,5 @@ def budget_error(
         f"asked: {event.steps} step(s) at noise multiplier {event.noise_multiplier:g}, which would make it "
         f"{with_it:.4g}",
         fix="allowed again: never for these patients; with new patients' data, or a larger policy.epsilon, "
-        "which is a decision about your patients",
+        "which is a decision about your patients (new patients help where policy.composition is 'patient')",
     )

@@ -6,6 +6,8 @@ flower-client plan DIR                                      what a run would cos
 flower-client start DIR                                     take part
 flower-client check --data films/                           only the images: what would be trained on
 flower-client ledger verify DIR                             recompute every epsilon
+flower-client approve DIR                                   what waits for a person: plans and updates
+flower-client purge DIR                                     remove what [retention] no longer keeps
 flower-client models DIR                                    models received at the end of runs
 """
 
@@ -15,9 +17,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from client.approval_commands import approve
+from client.certificate_commands import certificate_app
 from client.deployment_commands import HERE, add_deployment_commands
 from client.ledger_commands import ledger_app
 from client.planning_commands import plan
+from client.retention_commands import purge
 from common.command_line import Output, OutputFormat, make_app, print_table, run_app
 
 app = make_app(
@@ -26,7 +31,10 @@ app = make_app(
 )
 add_deployment_commands(app)
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(certificate_app, name="certificate")
 app.command()(plan)
+app.command()(approve)
+app.command()(purge)
 
 
 @app.command()

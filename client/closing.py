@@ -1,13 +1,15 @@
-"""The end of a run: the hospital keeps the finished model, its description and its card."""
+"""The end of a run: the hospital keeps the finished model, its description and its card, and signs."""
 
 import json
 
 from flwr.app import ConfigRecord, Message
 
+from client.certificate import write_certificate
+from client.certificate_check import CERTIFICATE
 from client.site import Site
 from common import messages
 from common.config import ModelSpec
-from common.errors import ConfigError, PolicyError, WireError
+from common.errors import ConfigError, FederationError, PolicyError, WireError
 from common.files import write_bytes_atomically, write_manifest
 from common.messages import Envelope
 from common.models.registry import parameter_template
@@ -18,7 +20,10 @@ _LARGEST_TEXT = 1_000_000
 
 
 def keep_model(site: Site, request: Message, envelope: Envelope) -> Message:
-    """Check the model against its own description and hash, store it under `models/<run>`, send a receipt."""
+    """Check the model against its own description and hash, store it under `models/<run>`, send a receipt.
+
+    The receipt brings the hospital's signed certificate; should that fail, it goes without one.
+    """
     run_id = envelope.key.run_id
     if not any(charge.key.run_id == run_id for charge in site.ledger.charges()):
         raise PolicyError(
@@ -31,15 +36,29 @@ def keep_model(site: Site, request: Message, envelope: Envelope) -> Message:
     description, card, announced = (str(record.get(key, "")) for key in ("json", "card", "sha256"))
     if max(len(description), len(card)) > _LARGEST_TEXT:
         raise WireError("the model's description is too long")
-    weights = from_record(messages.arrays_of(request.content), parameter_template(_spec(description)))
+    spec = _spec(description)
+    weights = from_record(messages.arrays_of(request.content), parameter_template(spec))
     if not announced == envelope.key.model_hash == parameters_sha256(weights):
         raise WireError("the final model does not have the hash that was announced")
     folder = site.models_folder / run_id
     write_safetensors(folder / "model.safetensors", weights, mode=0o600)
     write_bytes_atomically(folder / "model.json", description.encode(), mode=0o600)
     write_bytes_atomically(folder / "MODEL_CARD.md", card.encode(), mode=0o600)
-    write_manifest(folder, ["model.safetensors", "model.json", "MODEL_CARD.md"])
-    return site.door.receipt(request, envelope, announced)
+    certificate = _certificate(site, run_id, spec, announced, description)
+    written = [CERTIFICATE] if certificate else []
+    write_manifest(folder, ["model.safetensors", "model.json", "MODEL_CARD.md", *written], mode=0o600)
+    return site.door.receipt(request, envelope, announced, certificate=certificate)
+
+
+def _certificate(site: Site, run_id: str, spec: ModelSpec, model_sha256: str, description: str) -> str:
+    try:
+        with site.locked():  # of two processes one makes the key
+            return write_certificate(
+                site, run_id=run_id, spec=spec, model_sha256=model_sha256, description=json.loads(description)
+            )
+    except (FederationError, OSError) as error:
+        site.log_locally(error)
+        return ""
 
 
 def _spec(description: str) -> ModelSpec:

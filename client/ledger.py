@@ -8,27 +8,40 @@ Nothing here leaves the hospital but a charge's own event and its run's epsilon.
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from sqlite3 import Connection
 
-from client.budget_words import budget_error
-from client.ledger_records import Charge, Cohort, Finding, History, RunSpent, Spent, worst_histories
+from client.ledger_costs import all_spent, cost_of_charge, lines_behind
+from client.ledger_records import (
+    EVERYBODY,
+    LOST,
+    OUTBOX,
+    RECOVERY,
+    RECOVERY_RUN,
+    TRAINING,
+    Charge,
+    Cohort,
+    Composition,
+    Finding,
+    History,
+    Spent,
+    worst_histories,
+)
 from client.ledger_rows import (
-    counted_lines,
+    add_cohort,
+    charge_columns,
     find_charge,
     find_conflict,
-    key_columns,
+    now,
     read_charges,
     read_cohorts,
 )
 from client.ledger_store import LedgerStore
 from common.errors import LedgerError, Refusal, RefusalCode
 from common.messages import RoundKey
-from common.privacy.accountant import epsilon, fits, running_epsilon
 from common.privacy.plan import PrivacyEvent, Unit
 
-TRAINING = "training"
+_ALL_PATIENTS = Cohort(digest=EVERYBODY, hashes=frozenset())
 
 
 class Ledger:
@@ -49,10 +62,10 @@ class Ledger:
         return ledger
 
     @classmethod
-    def examine(cls, folder: Path, *, create: bool = False) -> "Ledger":
+    def examine(cls, folder: Path, *, create: bool = False, key: bytes = b"") -> "Ledger":
         """Open without checking the content, for `verify`; LedgerError only where nothing is readable."""
         store = LedgerStore(folder)
-        return cls(store, store.prepare(create=create))
+        return cls(store, store.prepare(create=create, key=key))
 
     @property
     def folder(self) -> Path:
@@ -94,12 +107,14 @@ class Ledger:
         purpose: str = TRAINING,
         recipient: str = "",
         plan_digest: str = "",
+        composition: Composition = "patient",
     ) -> Charge:
         """Write down what is about to be done and wait for the disk; the same key gives the same charge.
 
         `event` None is training without privacy. `limit` is the epsilon that the worst patient of the cohort
-        may reach, checked in the same transaction. Raises BudgetError above it, Refusal(CONFLICT) when the
-        round was charged for another model, LedgerError when it was charged for another event or cohort.
+        (composition `site`: a patient who was in every charge of the ledger) may reach, checked in the same
+        transaction. Raises BudgetError above it, Refusal(CONFLICT) when the round was charged for another
+        model, LedgerError when it was charged for another event or cohort.
         """
         claims_privacy = claims_privacy and event is not None
         with self._store.writing() as connection:
@@ -108,42 +123,94 @@ class Ledger:
                 return _same(existing, event, cohort, claims_privacy=claims_privacy)
             if find_conflict(connection, key, purpose) is not None:
                 raise Refusal(RefusalCode.CONFLICT, f"round {key.round_number} was charged for another model")
-            cost = _cost(connection, key, event, cohort, delta, limit, claims_privacy=claims_privacy)
-            row = {
-                **key_columns(key),
-                "purpose": purpose,
-                "cohort": cohort.digest,
-                "sampling_rate": float(event.sampling_rate) if event else None,
-                "noise_multiplier": float(event.noise_multiplier) if event else None,
-                "steps": int(event.steps) if event else None,
-                "l2_clip_norm": None if l2_clip_norm is None else float(l2_clip_norm),
-                "unit": unit,
-                "delta": float(delta),
-                "claims_privacy": int(claims_privacy),
-                "epsilon": cost,
-                "recipient": recipient,
-                "plan_digest": plan_digest,
-                "time": _now(),
-            }
-            connection.execute(
-                "INSERT OR IGNORE INTO cohorts (digest, size, members) VALUES (?, ?, ?)",
-                (cohort.digest, cohort.size, b"".join(sorted(cohort.hashes))),
+            cost = cost_of_charge(
+                read_charges(connection),
+                read_cohorts(connection),
+                run_id=key.run_id,
+                event=event,
+                cohort=cohort,
+                delta=delta,
+                limit=limit,
+                claims_privacy=claims_privacy,
+                composition=composition,
+                purpose=purpose,
             )
+            row = charge_columns(
+                key,
+                purpose=purpose,
+                cohort=cohort,
+                event=event,
+                delta=delta,
+                epsilon=cost,
+                unit=unit,
+                l2_clip_norm=l2_clip_norm,
+                recipient=recipient,
+                plan_digest=plan_digest,
+            )
+            add_cohort(connection, cohort)
             self._store.append(connection, "charges", row)
             charged = find_charge(connection, key, purpose)
         if charged is None:
             raise LedgerError("the charge could not be read back", fix="check the ledger's disk")
         return charged
 
+    def charge_everybody(
+        self,
+        events: Sequence[PrivacyEvent | None],
+        *,
+        delta: float,
+        up_to: int = 0,
+        head: str = "",
+        covers: str = "",
+        recipient: str = "",
+        answers: Mapping[int, str] | None = None,
+    ) -> None:
+        """Charge what was lost with an older ledger to every patient, known or to come, in one transaction.
+
+        The first row costs nothing and tells what the recovery goes up to: charge number `up_to` of the lost
+        ledger, that charge's hash `head`, and the other heads that it `covers`; then one row for each event
+        (None: training without privacy). Charges without an answer are sealed with the hash in `answers` (by
+        charge number), or as LOST: on an old charge nothing is formed a second time. `client.recovery`.
+        """
+        nothing = PrivacyEvent(sampling_rate=1, noise_multiplier=1, steps=0)
+        with self._store.writing() as connection:
+            add_cohort(connection, _ALL_PATIENTS)
+            before = read_charges(connection)
+            for charge in before:
+                if charge.sealed_sha256 is None and charge.purpose != RECOVERY:
+                    self._seal(connection, charge, (answers or {}).get(charge.number, LOST))
+            attempt = sum(charge.purpose == RECOVERY for charge in before)
+            for event in (nothing, *events):
+                attempt += 1
+                key = RoundKey(run_id=RECOVERY_RUN, attempt=attempt, round_number=up_to, model_hash=head)
+                charges, cohorts = read_charges(connection), read_cohorts(connection)
+                row = charge_columns(
+                    key,
+                    purpose=RECOVERY,
+                    cohort=_ALL_PATIENTS,
+                    event=event,
+                    delta=delta,
+                    epsilon=cost_of_charge(
+                        charges, cohorts, run_id=RECOVERY_RUN, event=event, cohort=_ALL_PATIENTS, delta=delta
+                    ),
+                    recipient=recipient,
+                    plan_digest=covers if event is nothing else "",
+                )
+                self._store.append(connection, "charges", row)
+
     def mark_sealed(self, key: RoundKey, sha256: str, *, purpose: str = TRAINING) -> None:
-        """Note the hash of the answer under this charge; the same hash again changes nothing."""
+        """Note the hash of the answer under this charge; the same hash again changes nothing.
+
+        An answer whose charge went down with an older ledger was paid for by the recovery (`OUTBOX`).
+        """
         with self._store.writing() as connection:
             charge = find_charge(connection, key, purpose)
             if charge is None:
+                if read_charges(connection, purpose=RECOVERY, recipient=OUTBOX):
+                    return
                 raise LedgerError("an answer without a charge", fix="charge the round before training")
             if charge.sealed_sha256 is None:
-                seal = {"charge": charge.number, "sha256": sha256, "time": _now()}
-                self._store.append(connection, "seals", seal)
+                self._seal(connection, charge, sha256)
             elif charge.sealed_sha256 != sha256:
                 raise LedgerError(
                     f"round {key.round_number} already has another sealed answer",
@@ -151,42 +218,45 @@ class Ledger:
                     fix="send the sealed answer again",
                 )
 
+    def _seal(self, connection: Connection, charge: Charge, sha256: str) -> None:
+        self._store.append(connection, "seals", {"charge": charge.number, "sha256": sha256, "time": now()})
+
     def charges(self) -> tuple[Charge, ...]:
         """All charges in order."""
         with self._store.reading() as connection:
             return tuple(read_charges(connection))
 
-    def histories(self, cohort: Cohort, *, rehearsed_run: str | None = None) -> list[History]:
+    def histories(
+        self,
+        cohort: Cohort,
+        *,
+        rehearsed_run: str | None = None,
+        composition: Composition = "patient",
+        run_id: str = "",
+    ) -> list[History]:
         """What the patients of `cohort` have behind them: the distinct worst lists of events, [()] for none.
 
-        Training that claims no privacy does not count, except that of `rehearsed_run`: a reproducible run
-        takes the decisions that the private one would.
+        Composition `site` gives one list, of everything that was ever charged: which patients the cohort
+        holds then decides nothing. Training that claims no privacy does not count, except that of
+        `rehearsed_run`: a reproducible run takes the decisions that the private one would. Evaluations of
+        run `run_id` count for their own patients (`lines_behind`).
         """
         with self._store.reading() as connection:
-            lines = counted_lines(read_charges(connection), rehearsed_run)
+            charges = read_charges(connection)
+            lines = lines_behind(charges, composition, run_id=run_id, rehearsed_run=rehearsed_run)
             return worst_histories(lines, read_cohorts(connection), cohort.hashes)
 
     def noise_multiplier_of(self, run_id: str) -> float | None:
-        """The noise multiplier of the last charge of a run, None before its first."""
-        events = [c.event for c in self.charges() if c.key.run_id == run_id and c.event is not None]
+        """The noise multiplier of the last training charge of a run, None before its first."""
+        mine = [c for c in self.charges() if c.key.run_id == run_id and c.purpose == TRAINING]
+        events = [charge.event for charge in mine if charge.event is not None]
         return events[-1].noise_multiplier if events else None
 
     def spent(self, delta: float) -> Spent:
         """What the worst patient of the whole site has spent at `delta`, and each run's share on its own."""
         with self._store.reading() as connection:
             charges, cohorts = read_charges(connection), read_cohorts(connection)
-        worst = worst_histories(counted_lines(charges), cohorts)
-        touched = {charge.cohort_digest for charge in charges if not charge.claims_privacy}
-        runs = dict.fromkeys(charge.key.run_id for charge in charges)
-        return Spent(
-            epsilon=max(epsilon(history, delta=delta) for history in worst),
-            delta=delta,
-            patients=len(frozenset().union(*cohorts.values())),
-            not_private_patients=len(frozenset().union(*(cohorts[digest] for digest in touched))),
-            runs=tuple(
-                _run_spent([c for c in charges if c.key.run_id == run_id], cohorts, delta) for run_id in runs
-            ),
-        )
+        return all_spent(charges, cohorts, delta=delta)
 
     def damage(self) -> list[Finding]:
         """What is not as it was written, costs not recomputed; writes nothing. Empty when it is right."""
@@ -208,44 +278,6 @@ class Ledger:
         return found + content_findings(charges, cohorts)
 
 
-def _cost(
-    connection: Connection,
-    key: RoundKey,
-    event: PrivacyEvent | None,
-    cohort: Cohort,
-    delta: float,
-    limit: float | None,
-    *,
-    claims_privacy: bool,
-) -> float | None:
-    """What the run will have cost with this event, None without a claim; BudgetError above `limit`."""
-    if event is None:
-        return None
-    charges = read_charges(connection)
-    cohorts = {**read_cohorts(connection), cohort.digest: cohort.hashes}
-    new = (cohort.digest, event)
-    if limit is not None:
-        lines = [*counted_lines(charges, None if claims_privacy else key.run_id), new]
-        for history in worst_histories(lines, cohorts, cohort.hashes):
-            if not fits(history, epsilon=limit, delta=delta):
-                before = worst_histories(lines[:-1], cohorts, cohort.hashes)
-                raise budget_error(
-                    f"this round would take a patient above epsilon {limit:g}",
-                    history=max(before, key=lambda events: running_epsilon(events, delta=delta)),
-                    event=event,
-                    limit=limit,
-                    delta=delta,
-                )
-    if not claims_privacy:
-        return None
-    own = counted_lines([charge for charge in charges if charge.key.run_id == key.run_id])
-    lists = worst_histories([*own, new], cohorts)
-    bound = max(running_epsilon(history, delta=delta) for history in lists)
-    if limit is None or bound <= limit:
-        return bound
-    return max(epsilon(history, delta=delta) for history in lists)
-
-
 def _same(stored: Charge, event: PrivacyEvent | None, cohort: Cohort, *, claims_privacy: bool) -> Charge:
     """The stored charge, if it paid for exactly this."""
     what = (
@@ -262,21 +294,3 @@ def _same(stored: Charge, event: PrivacyEvent | None, cohort: Cohort, *, claims_
             fix="leave this round out; the next one is charged anew",
         )
     return stored
-
-
-def _run_spent(charges: Sequence[Charge], cohorts: Mapping[str, frozenset[bytes]], delta: float) -> RunSpent:
-    claims = all(charge.claims_privacy for charge in charges)
-    events = [charge.event for charge in charges if charge.event is not None]
-    lists = worst_histories(counted_lines(charges), cohorts)
-    return RunSpent(
-        run_id=charges[0].key.run_id,
-        rounds=len({charge.key.round_number for charge in charges}),
-        steps=sum(event.steps for event in events),
-        noise_multiplier=events[-1].noise_multiplier if events else None,
-        epsilon=max(epsilon(history, delta=delta) for history in lists) if claims else None,
-        claims_privacy=claims,
-    )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

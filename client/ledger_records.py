@@ -8,7 +8,9 @@ Sizes and cohorts are private: nothing here leaves the hospital.
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
+from common.errors import LedgerError
 from common.messages import RoundKey
 from common.privacy.accountant import Kinds, merge
 from common.privacy.plan import PrivacyEvent
@@ -16,6 +18,23 @@ from common.privacy.plan import PrivacyEvent
 History = tuple[PrivacyEvent, ...]
 Line = tuple[str, PrivacyEvent]
 """An event and the digest of the cohort that went through it."""
+Composition = Literal["site", "patient"]
+"""Whose events add up: `site`, all of the ledger for everybody; `patient`, those of a patient's cohorts."""
+
+TRAINING, EVALUATION, RECOVERY = "training", "evaluation", "recovery"
+EVERYBODY = "everybody"
+"""In place of a cohort's digest: every patient, known or to come. A release that does not know the word takes
+the ledger for damaged and trains nothing."""
+RECOVERY_RUN = "(recovery)"
+"""Run of the charges of `client.recovery`; no server can name it, the wire allows no parenthesis."""
+OUTBOX = "answers in the outbox"
+"""Recipient of a recovery that also paid for every answer that was waiting in the outbox."""
+LOST = "0" * 64
+"""Seal of a charge whose answer went down with an older ledger: nothing is formed on that charge again."""
+
+
+class DamagedLedgerError(LedgerError):
+    """The ledger's files are damaged, altered, shortened or partly gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +66,7 @@ class Charge:
     """1, 2, 3 ... in the order of charging."""
     key: RoundKey
     purpose: str
-    """`training`; later also releases other than updates."""
+    """`training`; `evaluation`: counts about validation patients; `recovery`: charges that were lost."""
     event: PrivacyEvent | None
     """None: training without privacy."""
     claims_privacy: bool
@@ -62,12 +81,13 @@ class Charge:
     recipient: str
     """To whom the answer goes, as far as the hospital knows."""
     plan_digest: str
+    """Of the plan that was agreed; for a recovery the heads of the lost ledger that it covers."""
     time: str
     """UTC, ISO 8601."""
     hash: str
     """SHA-256 over this line and the one before."""
     sealed_sha256: str | None
-    """Hash of the answer that was sealed under this charge; None until there is one."""
+    """Hash of the answer that was sealed under this charge; None until there is one, `LOST` if it is gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +102,10 @@ class RunSpent:
     epsilon: float | None
     """None where the run claims no privacy."""
     claims_privacy: bool
+    evaluations: int
+    """Releases of counts about validation patients."""
+    site_epsilon: float | None
+    """Of a patient who was in all of the run, also where its cohorts differ; None as above."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +120,8 @@ class Spent:
     not_private_patients: int
     """Units that also took part in training without a privacy claim; private."""
     runs: tuple[RunSpent, ...]
+    site_epsilon: float
+    """What every charge together would have cost a patient who was in all of them: at least `epsilon`."""
 
     @property
     def private(self) -> bool:
@@ -108,6 +134,11 @@ class Spent:
             f"The worst-off patient has spent epsilon {self.epsilon:.4g} at delta {self.delta:.3g} "
             f"over {len(self.runs)} run(s)."
         )
+        if self.site_epsilon > self.epsilon:
+            words += (
+                f" Composed over the whole site, as if every patient had been in every run, it is epsilon "
+                f'{self.site_epsilon:.4g}: with policy.composition = "site" noise and refusals go by that.'
+            )
         if self.private:
             return words
         return (
@@ -121,7 +152,7 @@ class Finding:
     """Something `ledger verify` does not accept."""
 
     kind: str
-    """chain, head, file, cohort, duplicate, seal, epsilon or cross-check."""
+    """chain, head, file, cohort, duplicate, seal, epsilon, cross-check or receipt."""
     message: str
     charge: int | None = None
     """Number of the charge concerned."""
@@ -133,24 +164,31 @@ def worst_histories(
     """Distinct merged histories of `members` (None: everybody), without those that another one contains.
 
     A history contained in another (no more steps of any kind) cannot cost more. Nobody with a history: [()].
-    Set algebra over the distinct cohorts, so 100 charges on one cohort cost as much as one.
+    What EVERYBODY was charged is part of every history, also of those to come. Set algebra over the distinct
+    cohorts, so 100 charges on one cohort cost as much as one.
     """
     by_cohort: dict[str, list[PrivacyEvent]] = {}
     for digest, event in lines:
         by_cohort.setdefault(digest, []).append(event)
+    everybodys = merge(by_cohort.pop(EVERYBODY, []))
     signatures: dict[bytes, int] = {}
     for index, digest in enumerate(by_cohort):
         held = cohorts[digest] if members is None else cohorts[digest] & members
         for unit in held:
             signatures[unit] = signatures.get(unit, 0) | (1 << index)
     costs = [merge(events) for events in by_cohort.values()]
-    kinds = {_merged(costs, signature) for signature in set(signatures.values())}
+    kinds = {_merged(costs, everybodys, signature) for signature in {0, *signatures.values()}}
     worst = [mine for mine in kinds if not any(mine != other and _contains(other, mine) for other in kinds)]
-    return [_events(history) for history in sorted(worst)] or [()]
+    return [_events(history) for history in sorted(worst)]
 
 
-def _merged(costs: list[Kinds], signature: int) -> Kinds:
-    chosen = [cost for index, cost in enumerate(costs) if signature >> index & 1]
+def composed(lines: Sequence[Line], composition: Composition) -> Sequence[Line]:
+    """The lines as this rule counts them: `site` takes every patient to have been in every cohort."""
+    return [(EVERYBODY, event) for _, event in lines] if composition == "site" else lines
+
+
+def _merged(costs: list[Kinds], everybodys: Kinds, signature: int) -> Kinds:
+    chosen = [everybodys, *(cost for index, cost in enumerate(costs) if signature >> index & 1)]
     return merge(event for cost in chosen for event in _events(cost))
 
 

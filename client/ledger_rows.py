@@ -1,10 +1,11 @@
-"""Reading the ledger's tables into plain values."""
+"""The ledger's tables as plain values, both ways."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from sqlite3 import Connection
 from typing import Any
 
-from client.ledger_records import Charge, Line
+from client.ledger_records import Charge, Cohort, Line
 from client.ledger_store import rows_of
 from common.messages import RoundKey
 from common.privacy.plan import PrivacyEvent
@@ -18,6 +19,51 @@ def key_columns(key: RoundKey) -> dict[str, Any]:
         "round_number": key.round_number,
         "model_hash": key.model_hash,
     }
+
+
+def charge_columns(
+    key: RoundKey,
+    *,
+    purpose: str,
+    cohort: Cohort,
+    event: PrivacyEvent | None,
+    delta: float,
+    epsilon: float | None,
+    unit: str = "patient",
+    l2_clip_norm: float | None = None,
+    recipient: str = "",
+    plan_digest: str = "",
+) -> dict[str, Any]:
+    """The columns of a charge that is made now; privacy is claimed where there is an epsilon."""
+    return {
+        **key_columns(key),
+        "purpose": purpose,
+        "cohort": cohort.digest,
+        "sampling_rate": float(event.sampling_rate) if event else None,
+        "noise_multiplier": float(event.noise_multiplier) if event else None,
+        "steps": int(event.steps) if event else None,
+        "l2_clip_norm": None if l2_clip_norm is None else float(l2_clip_norm),
+        "unit": unit,
+        "delta": float(delta),
+        "claims_privacy": int(epsilon is not None),
+        "epsilon": epsilon,
+        "recipient": recipient,
+        "plan_digest": plan_digest,
+        "time": now(),
+    }
+
+
+def add_cohort(connection: Connection, cohort: Cohort) -> None:
+    """Store a cohort's members unless they are there."""
+    connection.execute(
+        "INSERT OR IGNORE INTO cohorts (digest, size, members) VALUES (?, ?, ?)",
+        (cohort.digest, cohort.size, b"".join(sorted(cohort.hashes))),
+    )
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def read_charges(connection: Connection, **equal: str | int) -> list[Charge]:

@@ -4,7 +4,8 @@ Durability: rollback journal with synchronous=EXTRA, so a committed charge survi
 operation opens its own connection: nothing is carried over a fork, and many processes are exact.
 Evidence: each row carries the hash of the one before; the number of rows and the last hash stand in the
 database and in `head.json`, with the SHA-256 of the database file. A changed byte, a removed row or an older
-database is refused. Putting back an older copy of the whole folder cannot be seen from inside it.
+database is refused. Putting back an older copy of the whole folder cannot be seen from inside it: that is
+what receipts outside it are for (`client.receipts`).
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from client.ledger_records import Finding
+from client.ledger_records import EVERYBODY, DamagedLedgerError, Finding
 from client.site_lock import site_lock
 from common.errors import LedgerError
 from common.files import sha256_of_file, write_bytes_atomically, write_json_atomically
@@ -59,16 +60,18 @@ class LedgerStore:
         self._head_file = folder / "head.json"
         self._key_file = folder / "site.key"
 
-    def prepare(self, *, create: bool) -> bytes:
+    def prepare(self, *, create: bool, key: bytes = b"") -> bytes:
         """Make an empty ledger where there is none, check which files there are, return the site's key."""
         if create:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.folder.chmod(0o700)
         elif not self.database.exists() and not self._key_file.exists():
-            raise LedgerError(f"there is no ledger in {self.folder}", fix="name the folder of a ledger")
+            raise DamagedLedgerError(
+                f"there is no ledger in {self.folder}", fix="name the folder of a ledger"
+            )
         with self._locked():
             if create and not self._key_file.exists():
-                self._create()
+                self._create(key or secrets.token_bytes(32))
             return self._read_key()
 
     def require_intact(self) -> None:
@@ -128,10 +131,9 @@ class LedgerStore:
             found.append(Finding(kind="file", message="the database file was changed outside of the ledger"))
         return found
 
-    def _create(self) -> None:
-        key = secrets.token_bytes(32)
+    def _create(self, key: bytes) -> None:
         if self.database.exists() and not self._is_unused():
-            raise LedgerError(
+            raise DamagedLedgerError(
                 f"the site's key is missing beside the ledger in {self.folder}",
                 why="without it no patient can be recognised, and what was spent would be forgotten",
                 fix="restore site.key from a backup of that folder",
@@ -161,7 +163,7 @@ class LedgerStore:
     def _read_key(self) -> bytes:
         for path in (self._key_file, self.database, self._head_file):
             if not path.is_file():
-                raise LedgerError(
+                raise DamagedLedgerError(
                     f"{path.name} is missing in {self.folder}",
                     why="the ledger was here before; starting again would forget what was spent",
                     fix="restore the whole folder from its newest backup",
@@ -257,6 +259,8 @@ def _chain_problems(connection: sqlite3.Connection, table: str) -> list[Finding]
 def _cohort_problems(connection: sqlite3.Connection) -> list[Finding]:
     found = []
     for digest, size, members in connection.execute("SELECT digest, size, members FROM cohorts"):
+        if (digest, size, members) == (EVERYBODY, 0, b""):
+            continue
         if len(members) != 32 * size or hashlib.sha256(members).hexdigest() != digest:
             found.append(Finding(kind="cohort", message=f"cohort {digest[:12]} does not match its digest"))
     return found
@@ -284,8 +288,8 @@ def _key_check(key: bytes) -> str:
     return hmac.new(key, b"this key belongs to this ledger", hashlib.sha256).hexdigest()
 
 
-def _damaged(why: str) -> LedgerError:
-    return LedgerError(
+def _damaged(why: str) -> DamagedLedgerError:
+    return DamagedLedgerError(
         "the privacy ledger is damaged or was altered, nothing is trained",
         why=why,
         fix="restore the whole ledger folder from its newest backup; `flower-client ledger verify` says more",

@@ -1,13 +1,14 @@
 """Recompute what the ledger says from the events alone, by two accountants.
 
 A stored epsilon must bound what dp-accounting proves for the events (recomputed from nothing) and must not
-exceed it by more than a coarser grid explains; each run's last one is also held against Opacus' PRV and RDP.
+exceed it by more than a coarser grid explains, or, where a run's cohorts differ, the cost of being in all of
+them; each run's last one is also held against Opacus' PRV and RDP.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from client.ledger_records import Charge, Finding, History, worst_histories
+from client.ledger_records import Charge, Finding, History, composed, worst_histories
 from client.ledger_rows import counted_lines
 from common.privacy.accountant import RUNNING_GRID, epsilon_prv, epsilon_rdp, recomputed_epsilon
 
@@ -73,11 +74,20 @@ def _wrong_costs(run: Sequence[Charge], cohorts: Mapping[str, frozenset[bytes]])
         if charge.epsilon < proven - _EXACT:
             message = f"stored epsilon {charge.epsilon:.6f} understates its events, which cost {proven:.6f}"
             yield Finding(kind="epsilon", message=message, charge=charge.number)
-        elif charge.epsilon > proven * (1 + _GRID_SHARE) + _EXACT:
+        elif charge.epsilon > _most(claiming[: index + 1], cohorts, proven) * (1 + _GRID_SHARE) + _EXACT:
             message = f"stored epsilon {charge.epsilon:.6f} does not belong to its events ({proven:.6f})"
             yield Finding(kind="epsilon", message=message, charge=charge.number)
         if is_last:
             yield from _cross_check(charge, proven, histories)
+
+
+def _most(charges: Sequence[Charge], cohorts: Mapping[str, frozenset[bytes]], proven: float) -> float:
+    """The largest cost that a charge may state: as if every patient had been in the whole run (`site`)."""
+    first = charges[0].cohort_digest
+    if cohorts[first] and all(charge.cohort_digest == first for charge in charges):
+        return proven  # an empty cohort is charged like any other
+    histories = worst_histories(composed(counted_lines(charges), "site"), cohorts)
+    return max(recomputed_epsilon(history, delta=charges[-1].delta) for history in histories)
 
 
 def _cross_check(charge: Charge, proven: float, histories: Sequence[History]) -> Iterator[Finding]:

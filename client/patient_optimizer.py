@@ -1,11 +1,13 @@
 """The optimiser of DP-SGD at patient level: Opacus' DPOptimizer, clipping patients instead of rows.
 
 Guarantee of one step: let S(D) be the sum over the sampled units (patients) of their gradients, each clipped
-to l2 norm C. Adding or removing one unit with all its rows changes S by at most C(1 + 1e-6) in l2 norm (up to
-the rounding of float32 sums), whatever its images are; a unit whose gradient is not finite, or above 1e30,
-counts as zero. The step releases (S + N(0, (sigma C)^2)) / (q n): Gaussian noise of our own stream and one
-public divisor. Sigma, C, q and n come from the frozen PrivacyPlan and from nowhere else. Without any sampled
-unit the release is noise alone.
+to l2 norm C and rounded to the public grid of `common.privacy.noise`. The sum is exact, in whole numbers of
+the grid and in any order, so adding or removing one unit with all its rows changes S by at most C(1 + 2e-6)
+in l2 norm, whatever its images are; a unit whose gradient is not finite, or above 1e30, counts as zero. The
+step releases (S + noise) / (q n): Gaussian noise of our own stream in whole numbers of the grid, its standard
+deviation sigma C raised by what rounding may add, and one public divisor; division and rounding to float32
+see only noised whole numbers. Sigma, C, q and n come from the frozen PrivacyPlan and from nowhere else.
+Without any sampled unit the release is noise alone. What remains (timing, kernels): `common.privacy.noise`.
 
 Private until noised, and never to leave the hospital: `grad_sample`, `summed_grad`.
 Source: Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133, algorithm 1.
@@ -13,17 +15,18 @@ Source: Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133,
 
 from typing import Any
 
-import numpy as np
 import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
 
 from common.errors import GuardError
+from common.privacy.noise import NoiseGrid, integer_noise
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import RandomnessSource
 
-_NORM_BLOCK = 2**16
+_BLOCK_VALUES = 2**16
+"""Float64 values that are worked on at once: they stay in a core's cache."""
 _LARGEST_NORM = 1e30
 """Above it the clip factor would lose its precision in float32, and the gradient is of no use anyway."""
 
@@ -42,13 +45,29 @@ def sum_rows_of_units(gradients: Tensor, segments: Tensor, num_units: int) -> Te
 def squared_norms(gradients: Tensor) -> Tensor:
     """Squared l2 norm of each row, float64 (rows,).
 
-    In float64 because float32 is off by up to 2e-3 over millions of weights, which would loosen the clip;
-    in blocks because torch is several times slower on very long rows.
+    In float64 because float32 is off by up to 2e-3 over millions of weights, which would loosen the clip.
     """
     total = torch.zeros(len(gradients), dtype=torch.float64, device=gradients.device)
-    for block in torch.split(gradients.flatten(1), _NORM_BLOCK, dim=1):
-        total += torch.linalg.vector_norm(block, dim=1, dtype=torch.float64).square_()
+    for block in _column_blocks(gradients.flatten(1)):
+        total += block.double().square_().sum(dim=1)
     return total
+
+
+def sum_on_grid(gradients: Tensor, factors: Tensor, *, spacing: float) -> Tensor:
+    """Scale each row, round it to multiples of `spacing` and add the rows up: (rows, n) to float64 (n,).
+
+    The sum is exact in any order: float64 holds whole numbers up to 2**53, and `spacing` is a power of two.
+    """
+    in_grid_points = (factors.double() / spacing)[:, None]
+    ones = torch.ones(len(gradients), dtype=torch.float64, device=gradients.device)
+    sums = [
+        torch.mv(block.double().mul_(in_grid_points).round_().T, ones) for block in _column_blocks(gradients)
+    ]
+    return torch.cat(sums).mul_(spacing)
+
+
+def _column_blocks(gradients: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(gradients, max(1, _BLOCK_VALUES // len(gradients)), dim=1)
 
 
 def clip_factors(norms: Tensor, *, l2_clip_norm: float) -> Tensor:
@@ -84,6 +103,12 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
         )
         # Asked for often, and the same for the whole round. Any: Opacus hangs its own attributes on them.
         self._parameters: list[Any] = self.params
+        self._grid = NoiseGrid.of(plan, num_parameters=sum(p.numel() for p in self._parameters))
+
+    @property
+    def grid(self) -> NoiseGrid:
+        """The public grid of the sum and the noise."""
+        return self._grid
 
     @property
     def plan(self) -> PrivacyPlan:
@@ -135,11 +160,11 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
         gradients = [self._take(p, rows=len(segments)) for p in self._parameters]
         gradients = [sum_rows_of_units(g, segments, num_units).flatten(1) for g in gradients]
         norms = torch.stack([squared_norms(g) for g in gradients]).sum(dim=0).sqrt_()
-        factors = clip_factors(norms, l2_clip_norm=self._plan.l2_clip_norm).to(gradients[0].dtype)
+        factors = clip_factors(norms, l2_clip_norm=self._plan.l2_clip_norm)
         broken = factors == 0
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             gradient[broken] = 0  # their factor is 0, but 0 * nan is nan
-            clipped = (factors @ gradient).double().view_as(parameter)
+            clipped = sum_on_grid(gradient, factors, spacing=self._grid.spacing).view_as(parameter)
             if parameter.summed_grad is not None:
                 clipped += parameter.summed_grad
             parameter.summed_grad = clipped
@@ -147,18 +172,19 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
     def add_noise(self) -> None:
         """Set `grad` to the sum of clipped gradients plus noise over the expected batch size.
 
-        Computed in float64 and rounded to float32 once, at the end.
+        Added in whole numbers of the grid; divided in float64 and rounded to float32 once, at the end.
         """
         stream = self._randomness.stream(
             purpose="noise", round_number=self._round_number, step=self._steps_taken
         )
+        spacing = self._grid.spacing
         for parameter in self._parameters:
-            noise = np.asarray(stream.normal(parameter.numel()), dtype=np.float64) * self._plan.noise_stddev
-            release = torch.from_numpy(noise).to(parameter.device).view_as(parameter)
+            noise = torch.from_numpy(integer_noise(parameter.numel(), grid=self._grid, stream=stream))
+            release = noise.to(parameter.device).view_as(parameter)
             if parameter.summed_grad is not None:
-                release += parameter.summed_grad
-            release /= self._plan.expected_batch_size
-            parameter.grad = release.to(parameter.dtype)
+                release += (parameter.summed_grad / spacing).round_().long()
+            gradient = release.double().mul_(spacing / self._plan.expected_batch_size)
+            parameter.grad = gradient.to(parameter.dtype)
             parameter.summed_grad = None
 
     @torch.no_grad()

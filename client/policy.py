@@ -8,14 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from client.budget_words import budget_error
+from client.limits import Behind, Limit, first_broken, limit_error, limits_of, solved_noise
 from common.config import PrivacyKnobs, PublicPlan
-from common.errors import BudgetError, PolicyError, Refusal, RefusalCode
-from common.hospital_config import HospitalConfig
-from common.privacy.accountant import affordable_steps, fits, running_epsilon, solve_noise_multiplier
+from common.errors import BudgetError, PolicyError, Refusal, RefusalCode, printable
+from common.hospital_config import HospitalConfig, PolicyConfig
 from common.privacy.plan import PrivacyEvent, PrivacyPlan, Unit
-
-Histories = Sequence[Sequence[PrivacyEvent]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +31,9 @@ class TrainingRequest:
     """Who is protected with the hospital's data: images where it knows no patients."""
     image_size: int
     classes: tuple[str, ...]
+    model: str
+    """Name in the model registry."""
+    task: str
 
     @classmethod
     def of(cls, plan: PublicPlan, *, round_number: int, unit: Unit) -> Self:
@@ -47,6 +47,8 @@ class TrainingRequest:
             unit=unit,
             image_size=plan.data.image_size,
             classes=plan.data.classes,
+            model=plan.model.name,
+            task=plan.data.task,
         )
 
     @property
@@ -58,21 +60,26 @@ class TrainingRequest:
 def agree(
     config: HospitalConfig,
     request: TrainingRequest,
+    behind: Behind,
     *,
-    histories: Histories,
     earlier_noise_multiplier: float | None = None,
+    approved_epsilon: float | None = None,
 ) -> PrivacyPlan | None:
     """The plan of this round, or None for training without privacy that the policy allows.
 
-    `histories` are what the patients have behind them (`Ledger.histories`), `earlier_noise_multiplier` is the
-    noise of this run's earlier rounds, which stays. Raises PolicyError, BudgetError, Refusal(NOT_PRIVATE).
+    `behind` is what patients and run have behind them, `earlier_noise_multiplier` the noise of this run's
+    earlier rounds, which stays, `approved_epsilon` what a person allows the run to cost, if one was asked.
+    Raises PolicyError, BudgetError, Refusal(NOT_PRIVATE), Refusal(APPROVAL).
     """
     require_allowed(config, request)
     if not request.private:
         return None
-    noise_multiplier = _noise_multiplier(config, request, histories, earlier_noise_multiplier)
+    limits = list(limits_of(config, behind, approved_epsilon=approved_epsilon))
+    noise_multiplier = _noise_multiplier(config, request, limits, earlier_noise_multiplier)
     plan = planned(config, request, noise_multiplier)
-    _require_affordable(config, plan, histories)
+    if (broken := first_broken(limits, plan.event(), delta=config.delta)) is not None:
+        what = f"one more round does not fit the budget of epsilon {broken.epsilon:g}"
+        raise limit_error(broken, what, plan.event(), delta=config.delta)
     return plan
 
 
@@ -89,26 +96,12 @@ def planned(config: HospitalConfig, request: TrainingRequest, noise_multiplier: 
     )
 
 
-def affordable_rounds(config: HospitalConfig, plan: PrivacyPlan, histories: Histories) -> int:
-    """How many more rounds of `plan` the budget allows, at most the policy's ceiling."""
-    most = config.policy.maximum_rounds
-    steps = affordable_steps(
-        histories=histories,
-        sampling_rate=plan.sampling_rate,
-        noise_multiplier=plan.noise_multiplier,
-        epsilon=config.policy.epsilon,
-        delta=config.delta,
-        most=most * plan.steps,
-    )
-    return steps // plan.steps
-
-
 def require_allowed(config: HospitalConfig, request: TrainingRequest) -> None:
     """Refuse what the policy never allows, before any image is touched: only public numbers decide.
 
     Raises PolicyError, or Refusal(NOT_PRIVATE). Whoever sees the answer learns nothing about patients.
     """
-    policy, knobs = config.policy, request.knobs
+    policy = config.policy
     if not (request.private and not request.reproducible) and not policy.allow_non_private:
         kind = "without privacy" if not request.private else "with noise that others can recompute"
         raise Refusal(
@@ -125,6 +118,12 @@ def require_allowed(config: HospitalConfig, request: TrainingRequest) -> None:
         )
     if not 1 <= request.round_number <= request.rounds:
         raise PolicyError(f"the server asks for round {request.round_number} of {request.rounds}")
+    _require_below_ceilings(policy, request)
+    _require_listed(config, request)
+
+
+def _require_below_ceilings(policy: PolicyConfig, request: TrainingRequest) -> None:
+    knobs = request.knobs
     ceilings = {
         "maximum-rounds": (request.rounds, policy.maximum_rounds),
         "maximum-local-steps": (knobs.local_steps, policy.maximum_local_steps),
@@ -138,6 +137,25 @@ def require_allowed(config: HospitalConfig, request: TrainingRequest) -> None:
                 f"the server asks for {asked:g}, above policy.{setting} = {ceiling:g}",
                 fix="agree on other settings with the federation, or raise the ceiling",
             )
+
+
+def _require_listed(config: HospitalConfig, request: TrainingRequest) -> None:
+    """Only the models, tasks, classes and units of protection that this hospital names."""
+    policy = config.policy
+    lists = {"models": (request.model, policy.models), "tasks": (request.task, policy.tasks)}
+    for setting, (asked, allowed) in lists.items():
+        if allowed and asked not in allowed:
+            raise PolicyError(
+                f"the run trains {printable(asked)}, which is not among policy.{setting}",
+                why=f"allowed here: {', '.join(allowed)}",
+                fix="agree on another one with the federation, or add it to that list",
+            )
+    if policy.unit == "patient" and request.unit == "image":
+        raise PolicyError(
+            "single images would be protected, not patients",
+            why="policy.unit is 'patient', and a patient with ten images is protected ten times less",
+            fix="name the patient column in hospital.toml, or take part in runs that protect patients",
+        )
     if config.data.classes and request.classes != config.data.classes:
         raise PolicyError(
             "the run has other classes than this hospital's data.classes",
@@ -157,7 +175,7 @@ def require_patients(plan: PublicPlan, unit: Unit) -> None:
 
 
 def _noise_multiplier(
-    config: HospitalConfig, request: TrainingRequest, histories: Histories, earlier: float | None
+    config: HospitalConfig, request: TrainingRequest, limits: Sequence[Limit], earlier: float | None
 ) -> float:
     policy, knobs = config.policy, request.knobs
     floor = max(policy.minimum_noise_multiplier, knobs.minimum_noise_multiplier)
@@ -172,7 +190,7 @@ def _noise_multiplier(
     elif earlier is not None:
         chosen = max(earlier, floor)
     else:
-        chosen = _solved(config, request, histories, floor)
+        chosen = _solved(config, request, limits, floor)
     if chosen > policy.maximum_noise_multiplier:
         raise PolicyError(
             f"noise multiplier {chosen:g} is above policy.maximum-noise-multiplier",
@@ -182,55 +200,28 @@ def _noise_multiplier(
     return chosen
 
 
-def _solved(config: HospitalConfig, request: TrainingRequest, histories: Histories, floor: float) -> float:
+def _solved(config: HospitalConfig, request: TrainingRequest, limits: Sequence[Limit], floor: float) -> float:
     """Noise with which all rounds from here on fit; PolicyError where only the ceiling forbids it."""
-    policy = config.policy
+    ceiling, steps = (
+        config.policy.maximum_noise_multiplier,
+        request.remaining_rounds * request.knobs.local_steps,
+    )
+    rate = request.knobs.sampling_rate
     try:
-        return solve_noise_multiplier(
-            histories=histories,
-            sampling_rate=request.knobs.sampling_rate,
-            steps=request.remaining_rounds * request.knobs.local_steps,
-            epsilon=policy.epsilon,
-            delta=config.delta,
-            minimum=floor,
-            maximum=policy.maximum_noise_multiplier,
+        return solved_noise(
+            limits, sampling_rate=rate, steps=steps, delta=config.delta, minimum=floor, maximum=ceiling
         )
     except BudgetError as error:
-        if any(event.steps for history in histories for event in history):
-            raise _budget_spent(config, request, histories) from None
+        most = PrivacyEvent(sampling_rate=rate, noise_multiplier=ceiling, steps=steps)
+        broken = first_broken(limits, most, delta=config.delta)
+        if broken is not None and any(event.steps for history in broken.histories for event in history):
+            what = (
+                f"the rounds from {request.round_number} to {request.rounds} do not fit the budget of "
+                f"epsilon {broken.epsilon:g}, not even with policy.maximum-noise-multiplier"
+            )
+            raise limit_error(broken, what, most, delta=config.delta) from None
         raise PolicyError(
             "the plan needs more noise than policy.maximum-noise-multiplier allows",
             why=f"{error.what}; {error.why}",
             fix=error.fix,
         ) from None
-
-
-def _budget_spent(config: HospitalConfig, request: TrainingRequest, histories: Histories) -> BudgetError:
-    """No noise that the policy takes makes the rest of the run fit."""
-    policy = config.policy
-    steps = request.remaining_rounds * request.knobs.local_steps
-    return budget_error(
-        f"the rounds from {request.round_number} to {request.rounds} do not fit the budget of "
-        f"epsilon {policy.epsilon:g}, not even with policy.maximum-noise-multiplier",
-        history=max(histories, key=lambda history: running_epsilon(history, delta=config.delta)),
-        event=PrivacyEvent(
-            sampling_rate=request.knobs.sampling_rate,
-            noise_multiplier=policy.maximum_noise_multiplier,
-            steps=steps,
-        ),
-        limit=policy.epsilon,
-        delta=config.delta,
-    )
-
-
-def _require_affordable(config: HospitalConfig, plan: PrivacyPlan, histories: Histories) -> None:
-    """One more round must fit every patient's budget."""
-    for history in histories or [()]:
-        if not fits([*history, plan.event()], epsilon=config.policy.epsilon, delta=config.delta):
-            raise budget_error(
-                f"one more round does not fit the budget of epsilon {config.policy.epsilon:g}",
-                history=history,
-                event=plan.event(),
-                limit=config.policy.epsilon,
-                delta=config.delta,
-            )

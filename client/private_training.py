@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleModule
 from torch import Tensor, nn
 
@@ -30,7 +32,7 @@ from common.examples import Examples
 from common.models.registry import read_parameters
 from common.preprocessing import Preprocessing
 from common.privacy.plan import PrivacyPlan
-from common.privacy.randomness import RandomnessSource
+from common.privacy.randomness import RandomnessSource, Stream
 from common.privacy.sampling import poisson_sample
 from common.tasks import Task
 
@@ -76,10 +78,7 @@ def train_privately(
             stop_if_asked(stop, step=step, steps=plan.steps)
             # 2. Every patient enters with probability q; a patient with many images sends a few of them.
             stream = randomness.stream(purpose="sampling", round_number=round_number, step=step)
-            units = poisson_sample(examples.num_units, plan.sampling_rate, stream)
-            rows, segments = sampled_rows(
-                units, examples.unit_rows, max_rows_per_unit=plan.max_rows_per_unit, stream=stream
-            )
+            rows, segments = rows_of_step(examples, plan, stream)
             # 3. Clip each patient's gradient and add it up, a chunk that fits in memory at a time.
             for chunk in chunks_of_units(rows, segments, max_rows=max_rows):
                 accumulate_clipped_gradients(
@@ -100,6 +99,14 @@ def train_privately(
         started_at=started_at,
         ended_at=time.time(),
     )
+
+
+def rows_of_step(
+    examples: Examples, plan: PrivacyPlan, stream: Stream
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the units that enter a step, int64 (rows,), and the segment of each, as `sampled_rows`."""
+    units = poisson_sample(examples.num_units, plan.sampling_rate, stream)
+    return sampled_rows(units, examples.unit_rows, max_rows_per_unit=plan.max_rows_per_unit, stream=stream)
 
 
 @contextmanager

@@ -4,26 +4,31 @@ Guarantee: a round key is charged before anything is trained and answered with o
 anywhere, the hospital either sends the sealed bytes again or trains on the charge that already stands.
 """
 
-import math
 import time
 
 from flwr.app import Message
 
+from client.approvals import await_release
 from client.device import reproducible_kernels, resolve_device
+from client.fault_points import reached
 from client.images.dataset import HospitalImages
-from client.ledger_records import Charge
+from client.ledger_records import TRAINING, Charge
+from client.limits import Behind
 from client.out_of_memory import explained_memory
 from client.outbox import SealedAnswer
 from client.policy import TrainingRequest, agree, planned, require_allowed, require_patients
 from client.private_training import train_privately
+from client.receipts import issued, require_current
+from client.requests import checked_weights, deadline_of, require_time
+from client.self_test import require_self_test
 from client.site import Site
 from client.training import TrainingResult, train
 from common import messages
 from common.config import PublicPlan
-from common.errors import Refusal, RefusalCode, WireError
+from common.errors import Refusal, RefusalCode
 from common.messages import Envelope, RoundKey
-from common.models.registry import build_model, load_parameters, parameter_template
-from common.parameters import Parameters, difference, from_record, parameters_sha256
+from common.models.registry import build_model, load_parameters
+from common.parameters import Parameters, difference
 from common.preprocessing import Preprocessing
 from common.privacy.plan import PrivacyPlan, Unit
 from common.privacy.randomness import RandomnessSource, ReproducibleRandomness, SecureRandomness
@@ -32,39 +37,49 @@ from common.tasks import make_task
 
 def train_round(site: Site, request: Message, envelope: Envelope) -> Message:
     """Answer a training request. Raises FederationError where the hospital refuses."""
-    key, deadline = envelope.key, _deadline(site, request)
+    key, deadline = envelope.key, deadline_of(site, request)
     with site.locked():
-        # 1. The same question gets the same bytes.
+        # 1. Nothing leaves on an older copy of the ledger; the same question gets the same bytes.
+        require_current(site, request)
         sealed = site.outbox.find(key)
         if sealed is None:
-            # 2. Refuse what the policy never allows; check what arrived and what is here.
+            # 2. Refuse what the policy never allows and what nobody has approved; nothing private is read.
             plan = messages.plan_from_record(request.content)
             require_allowed(site.config, _asked(plan, key, unit=plan.data.unit))
-            weights = _checked_weights(request, envelope, plan, deadline=deadline)
+            approved_epsilon = _approved_epsilon(site, key, plan)
+            # 3. Check what arrived and what is here.
+            weights = checked_weights(request, envelope, plan, deadline=deadline)
             images = _checked_images(site, plan)
-            # 3. Agree under the hospital's policy; charge the ledger and wait for the disk.
-            privacy, charge = _charged(site, key, plan, images, deadline=deadline)
-            # 4. Train, form the difference, seal it.
+            # 4. Agree under the hospital's policy; see that differential privacy is really on.
+            privacy = _agreed(site, key, plan, images, approved_epsilon)
+            if privacy is not None:
+                require_self_test(site, plan, privacy, images)
+            # 5. Charge the ledger and wait for the disk.
+            charge = _charged(site, key, plan, privacy, images, deadline=deadline)
+            # 6. Train, form the difference, seal it.
             with reproducible_kernels(plan.federation.reproducible):
                 result = _trained(site, key, plan, privacy, images, weights, deadline=deadline)
             sealed = _formed(site, plan, charge, result, weights)
+            reached("trained")
             site.outbox.seal(key, sealed)
-        site.ledger.mark_sealed(key, sealed.sha256)
-    # 5. Through the door.
-    return site.door.update(request, envelope, sealed)
+            reached("sealed-before-mark")
+        # 7. Note in the ledger what was sealed.
+        site.ledger.mark_sealed(key, sealed.digest)
+        receipt = issued(site)
+        reached("marked")
+    # 8. Where every update waits for a person, wait, with nothing locked.
+    if site.config.policy.approval == "update":
+        await_release(site.approvals, key, sealed, deadline=deadline)
+    # 9. Through the door.
+    reached("before-send")
+    return site.door.update(request, envelope, sealed, ledger_receipt=receipt)
 
 
-def _checked_weights(
-    request: Message, envelope: Envelope, plan: PublicPlan, *, deadline: float
-) -> Parameters:
-    _require_time(deadline, "before it arrived")
-    if envelope.encoding != messages.ENCODING_FLOAT32 or envelope.masked or envelope.task != plan.data.task:
-        raise WireError("the message asks for an encoding or task that this release does not have")
-    template = parameter_template(plan.model_spec)
-    weights = from_record(messages.arrays_of(request.content), template)
-    if parameters_sha256(weights) != envelope.key.model_hash:
-        raise WireError("the global weights do not have the hash that the envelope names")
-    return weights
+def _approved_epsilon(site: Site, key: RoundKey, plan: PublicPlan) -> float | None:
+    """What a person allows this run to cost, None where nobody needs to be asked or nothing is claimed."""
+    if site.config.policy.approval == "automatic":
+        return None
+    return site.approvals.require(key, plan).epsilon
 
 
 def _checked_images(site: Site, plan: PublicPlan) -> HospitalImages:
@@ -73,13 +88,12 @@ def _checked_images(site: Site, plan: PublicPlan) -> HospitalImages:
     return images
 
 
-def _charged(
-    site: Site, key: RoundKey, plan: PublicPlan, images: HospitalImages, *, deadline: float
-) -> tuple[PrivacyPlan | None, Charge]:
-    """Agree on this round's plan and charge it; a charge that already stands is trained on, not repeated."""
+def _agreed(
+    site: Site, key: RoundKey, plan: PublicPlan, images: HospitalImages, approved_epsilon: float | None
+) -> PrivacyPlan | None:
+    """The plan of this round: as it was charged where it was, else agreed under the policy."""
     config, ledger = site.config, site.ledger
     asked = _asked(plan, key, unit=images.unit)
-    cohort = ledger.cohort(images.train.unit_ids)
     standing = ledger.find(key)
     if standing is not None and standing.sealed_sha256 is not None:
         raise Refusal(
@@ -89,35 +103,65 @@ def _charged(
             fix="let the server open a new attempt, which is charged",
         )
     if standing is not None and standing.event is not None:
-        privacy: PrivacyPlan | None = planned(config, asked, standing.event.noise_multiplier)
-        if privacy is not None and privacy.digest() != standing.plan_digest:
+        charged = planned(config, asked, standing.event.noise_multiplier)
+        if charged.digest() != standing.plan_digest:
             raise Refusal(
                 RefusalCode.CONFLICT,
                 f"round {key.round_number} was charged for another plan",
                 why="what is trained on a charge must be what the ledger says",
                 fix="let the server open a new attempt, which is charged",
             )
-    else:
-        rehearsed = None if plan.claims_privacy else key.run_id
-        privacy = agree(
+        return charged
+    histories = ledger.histories(
+        ledger.cohort(images.train.unit_ids),
+        rehearsed_run=None if plan.claims_privacy else key.run_id,
+        composition=config.policy.composition,
+        run_id=key.run_id,
+    )
+    of_run = [c for c in ledger.charges() if c.key.run_id == key.run_id and c.purpose == TRAINING]
+    run_events = [charge.event for charge in of_run if charge.event is not None]
+    try:
+        return agree(
             config,
             asked,
-            histories=ledger.histories(cohort, rehearsed_run=rehearsed),
+            Behind(histories=histories, run_events=run_events),
             earlier_noise_multiplier=ledger.noise_multiplier_of(key.run_id),
+            approved_epsilon=approved_epsilon,
         )
-    _require_time(deadline, "while the images were read: nothing is paid for an answer that comes too late")
-    charge = ledger.charge(
+    except Refusal as refusal:
+        if refusal.code is RefusalCode.APPROVAL:
+            site.approvals.ask(key, plan, refusal.what)
+        raise
+
+
+def _charged(
+    site: Site,
+    key: RoundKey,
+    plan: PublicPlan,
+    privacy: PrivacyPlan | None,
+    images: HospitalImages,
+    *,
+    deadline: float,
+) -> Charge:
+    """Charge the round; a charge that already stands is trained on, not repeated."""
+    require_time(deadline, "while the images were read: nothing is paid for an answer that comes too late")
+    reached("before-charge")
+    charge = site.ledger.charge(
         key,
         event=privacy.event() if privacy else None,
-        cohort=cohort,
-        delta=config.delta,
+        cohort=site.ledger.cohort(images.train.unit_ids),
+        delta=site.config.delta,
         unit=images.unit,
         l2_clip_norm=privacy.l2_clip_norm if privacy else None,
         claims_privacy=plan.claims_privacy,
-        limit=config.policy.epsilon,
+        limit=site.config.policy.epsilon,
+        composition=site.config.policy.composition,
+        recipient=site.recipient,
         plan_digest=privacy.digest() if privacy else "",
     )
-    return privacy, charge
+    issued(site)  # no answer is formed whose charge no receipt holds
+    reached("charged")
+    return charge
 
 
 def _trained(
@@ -187,21 +231,5 @@ def _formed(
     return SealedAnswer(delta=difference(result.parameters, weights), metrics=metrics)
 
 
-def _require_time(deadline: float, when: str) -> None:
-    if time.time() > deadline:
-        raise Refusal(
-            RefusalCode.LATE,
-            f"the round's deadline passed {when}",
-            fix="ask the operator for a longer server.deadline-s if it happens again",
-        )
-
-
 def _asked(plan: PublicPlan, key: RoundKey, *, unit: Unit) -> TrainingRequest:
     return TrainingRequest.of(plan, round_number=key.round_number, unit=unit)
-
-
-def _deadline(site: Site, request: Message) -> float:
-    """Unix seconds after which an answer is worth nothing; never beyond the policy's ceiling."""
-    asked = request.metadata.created_at + request.metadata.ttl
-    latest = time.time() + site.config.policy.maximum_round_s
-    return min(asked, latest) if math.isfinite(asked) else latest

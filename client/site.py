@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flwr.app import Context
 
+from client.approvals import Approvals
 from client.generated_hospital import write_generated_hospital
 from client.hospital_log import FILE, write_entry
 from client.images.dataset import HospitalImages, read_hospital_images
@@ -18,6 +19,7 @@ from client.outbox import Outbox
 from client.release import Door
 from client.site_lock import site_lock
 from common.config import PublicPlan
+from common.enrolment import Enrolment
 from common.errors import ConfigError
 from common.hospital_config import HospitalConfig
 from common.preprocessing import Preprocessing
@@ -35,7 +37,10 @@ class Site:
         self.models_folder = self.state_folder / "models"
         self.ledger = Ledger.open(config.ledger_folder(folder))
         self.outbox = Outbox(self.state_folder / "outbox")
-        self.door = Door(self.state_folder / "audit.jsonl")
+        self.approvals = Approvals(self.state_folder)
+        self.recipient = _recipient(folder / config.connection.enrolment)
+        """To whom answers go: the server's address, or `simulation` where no operator enrolled it."""
+        self.door = Door(self.state_folder / "audit.jsonl", recipient=self.recipient)
         self._images: tuple[object, HospitalImages] | None = None
 
     @property
@@ -95,6 +100,15 @@ def open_site(context: Context) -> Site:
         names = json.loads((Path(hospitals) / "roster.json").read_text())["hospitals"]
         return _site(str(Path(hospitals) / names[number] / "hospital.toml"))
     return _site(str(_generated_hospital(number, context.run_id)))
+
+
+def _recipient(enrolment: Path) -> str:
+    if not enrolment.exists():
+        return "simulation"
+    try:
+        return load(Enrolment, enrolment).address
+    except (ConfigError, OSError):  # it is complained about where it is needed
+        return "unknown"
 
 
 @lru_cache(maxsize=64)

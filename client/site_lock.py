@@ -9,6 +9,8 @@ from pathlib import Path
 
 from common.errors import LedgerError
 
+CLIENT_LOCK = ".client.lock"
+"""Held in the state folder by `flower-client start`."""
 _POLL_S = 0.02
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 def write_bytes_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Replace `path` by `content` so that a crash leaves the old file or the new one, never a torn one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o777 if mode & 0o077 else 0o700)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
@@ -61,13 +61,13 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path, names: Iterable[str]) -> None:
+def write_manifest(folder: Path, names: Iterable[str], *, mode: int = 0o644) -> None:
     """Write `manifest.json` with the SHA-256 and size of each named file in `folder`."""
     files = {
         name: {"sha256": sha256_of_file(folder / name), "bytes": (folder / name).stat().st_size}
         for name in names
     }
-    write_json_atomically(folder / "manifest.json", {"files": files})
+    write_json_atomically(folder / "manifest.json", {"files": files}, mode=mode)
 
 
 def manifest_problem(folder: Path, *, required: Iterable[str] = ()) -> str | None:

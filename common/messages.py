@@ -52,7 +52,8 @@ METRIC_WHITE_LIST = frozenset(
 CONFUSION, SCORES = "confusion", "scores"
 COUNTS_WHITE_LIST = frozenset({CONFUSION, SCORES})
 """Noised counts about validation patients that may leave a hospital (shapes: `common.evaluation`)."""
-_LARGEST_RECEIPT = 16_384
+LARGEST_RECEIPT = 16_384
+"""Bytes of a ledger receipt at most; every honest one has them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +200,7 @@ def receipt_of(content: RecordDict) -> bytes:
     if LEDGER_RECEIPT not in content:
         return b""
     receipt = _record(content, LEDGER_RECEIPT, ConfigRecord).get("bytes")
-    if not isinstance(receipt, bytes) or len(receipt) > _LARGEST_RECEIPT:
+    if not isinstance(receipt, bytes) or len(receipt) > LARGEST_RECEIPT:
         raise WireError("the ledger receipt is not of the agreed form")
     return receipt
 

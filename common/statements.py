@@ -19,6 +19,10 @@ from common.errors import ConfigError
 from common.node_keys import parse_public_key
 
 SCHEMA = 1
+RELEASE_CERTIFICATE = "release-certificate"
+"""Kind of what a hospital says of one run and one model (`client.certificate`)."""
+LARGEST_STATEMENT = 65_536
+"""Bytes of a statement at most, where one arrives from elsewhere."""
 _HASH = ec.ECDSA(hashes.SHA384())
 _FIELDS = {"schema", "kind", "content", "public_key", "signature"}
 

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.config import FederationConfig
 from common.settings import from_flat
+from server.evaluation import evaluate_final
 from server.run_folder import open_run_folder
 from server.session import (
     begin,
@@ -37,5 +38,7 @@ def main(grid: Grid, context: Context) -> None:
         # 4. Train the rounds that are left.
         if status is None:
             state, status = run_rounds(federation, state)
-        # 5. Leave model and result; hand the model to every hospital.
+        # 5. Have the hospitals score the model on their validation patients: noised counts, charged to those.
+        evaluate_final(federation, state, status)
+        # 6. Leave model and result; hand the model to every hospital.
         finish(federation, state, status)

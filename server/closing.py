@@ -1,4 +1,7 @@
-"""The closing exchange: every hospital gets the final model, its description and its card."""
+"""The closing exchange: every hospital gets the final model, its description and its card.
+
+A receipt may bring the hospital's release certificate; one that holds is kept in the run folder.
+"""
 
 import logging
 from pathlib import Path
@@ -6,12 +9,15 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from common import messages
-from common.errors import WireError
+from common.errors import ConfigError, WireError
+from common.files import write_bytes_atomically
 from common.messages import Envelope
 from common.parameters import parameters_sha256, to_record
+from common.statements import LARGEST_STATEMENT, RELEASE_CERTIFICATE, verify_statement
 from server.exchange import receive, send
 from server.federation import Federation
-from server.run_folder import MODEL_CARD, MODEL_DESCRIPTION
+from server.hospitals import Hospital
+from server.run_folder import CERTIFICATES, MODEL_CARD, MODEL_DESCRIPTION
 from server.run_state import RunState
 
 log = logging.getLogger(__name__)
@@ -48,6 +54,8 @@ def hand_out_model(federation: Federation, state: RunState) -> dict[str, bool]:
     ):
         hospital = by_message[reply.metadata.reply_to_message_id]
         received[hospital.name] = _is_receipt(reply, envelope, hospital.node_id, sha256)
+        if received[hospital.name]:
+            _keep_certificate(federation, reply, hospital, sha256)
     for name in sorted(name for name, confirmed in received.items() if not confirmed):
         log.warning("%s did not confirm the final model; `flower-server export` gives it the file", name)
     return received
@@ -63,6 +71,48 @@ def _is_receipt(reply: Message, envelope: Envelope, node_id: int, sha256: str) -
         return False
     receipt = reply.content.get(messages.RECEIPT)
     return isinstance(receipt, ConfigRecord) and receipt.get("sha256") == sha256
+
+
+def _keep_certificate(federation: Federation, reply: Message, hospital: Hospital, sha256: str) -> None:
+    """Store the hospital's certificate; a bad one is warned about, and the receipt counts all the same."""
+    text = reply.content[messages.RECEIPT].get("certificate", "")
+    if text == "":
+        return
+    problem = _certificate_problem(federation, text, hospital, run_id=_run_of(reply), sha256=sha256)
+    if problem is not None:
+        log.warning("the certificate of %s is not kept: %s", hospital.name, problem)
+        return
+    path = federation.folder.path / CERTIFICATES / f"{hospital.name}.json"
+    write_bytes_atomically(path, str(text).encode())
+
+
+def _run_of(reply: Message) -> str:
+    return Envelope.from_record(reply.content).key.run_id
+
+
+def _certificate_problem(
+    federation: Federation, text: object, hospital: Hospital, *, run_id: str, sha256: str
+) -> str | None:
+    """What is wrong with a certificate, in words of this side only; None when it may be kept."""
+    if not isinstance(text, str) or len(text.encode()) > LARGEST_STATEMENT:
+        return "it is no text, or too long"
+    try:
+        statement = verify_statement(text)
+    except (ConfigError, RecursionError):
+        return "its signature does not hold"
+    if statement.kind != RELEASE_CERTIFICATE:
+        return "it is a statement of another kind"
+    content = statement.content
+    model = content.get("model")
+    if (content.get("hospital"), content.get("run_id")) != (hospital.name, run_id):
+        return "it is for another hospital or run"
+    if not isinstance(model, dict) or model.get("sha256") != sha256:
+        return "it is for another model"
+    enrolled_as = getattr(federation.grid, "enrolled_as", None)  # simulations have no roster
+    entry = enrolled_as(hospital.node_id) if federation.config.runtime.roster and enrolled_as else None
+    if entry is not None and entry.fingerprint != statement.fingerprint:
+        return "it is signed with another key than the roster's"
+    return None
 
 
 def _text(path: Path) -> str:

@@ -16,6 +16,7 @@ from server.exchange import Sent, receive, send
 from server.exposure import Unheard, believable_cost, still_due, totals_with
 from server.federation import Federation
 from server.hospitals import Hospital
+from server.receipts import keep_receipt_of, newest_receipt
 from server.run_state import RunState
 from server.spent import write_spent
 from server.spool import Spool
@@ -118,7 +119,7 @@ def _ask(
         return
     deadline_s = federation.config.server.deadline_s
     arrays = to_record(state.weights)
-    contents = {h.node_id: _request(federation, envelope, arrays) for h in hospitals}
+    contents = {h.node_id: _request(federation, envelope, arrays, hospital=h.name) for h in hospitals}
     group = str(envelope.key.round_number)
     question = Question(
         envelope=envelope,
@@ -153,6 +154,7 @@ def take_late_replies(
     unheard = federation.unheard
     for reply in receive(federation.grid, list(unheard), timeout_s=0.0, reply_bytes=reply_bytes):
         asked = unheard.pop(reply.metadata.reply_to_message_id)
+        keep_receipt_of(federation, reply, asked.question, asked.hospital)
         totals[asked.hospital.name] = totals_with(totals[asked.hospital.name], reply, asked)
     due = still_due(unheard.items(), grace_s=federation.config.server.deadline_s)
     unheard.clear()
@@ -173,12 +175,14 @@ def _open_questions(
     return {h.name: Unheard(hospital=h, question=question, entry=entry) for h in hospitals}
 
 
-def _request(federation: Federation, envelope: Envelope, arrays: ArrayRecord) -> RecordDict:
+def _request(federation: Federation, envelope: Envelope, arrays: ArrayRecord, *, hospital: str) -> RecordDict:
+    """The round, and back to each hospital the receipt of its ledger that it sent last."""
     return RecordDict(
         {
             messages.ENVELOPE: envelope.to_record(),
             messages.ARRAYS: arrays,
             messages.REQUEST: messages.plan_to_record(federation.config.public_plan),
+            **messages.receipt_record(newest_receipt(federation, hospital)),
         }
     )
 
@@ -206,13 +210,19 @@ def _take(federation: Federation, reply: Message, asked: Unheard, collection: Co
     collection.totals[name] = totals_with(collection.totals[name], reply, asked)
     participation.received = time.time()
     participation.bytes_up += content_bytes(reply.content) if reply.has_content() else 0
+    keep_receipt_of(federation, reply, asked.question, asked.hospital)
     judged = judge_reply(reply, asked.question, asked.hospital)
     if isinstance(judged, Rejection):
         participation.epsilon = (believable_cost(reply, asked) or {}).get(messages.EPSILON)
         participation.outcome, participation.code = judged.outcome, judged.code
         if (known := (participation.hospital.name, judged.code)) not in collection.told:
             collection.told.add(known)
-            log.warning("%s is left out: %s (%s)", known[0], judged.outcome, judged.code)
+            if judged.code == RefusalCode.APPROVAL:
+                log.warning(
+                    "%s waits for its own approval: a person there types flower-client approve", known[0]
+                )
+            else:
+                log.warning("%s is left out: %s (%s)", known[0], judged.outcome, judged.code)
         if judged.outcome is Outcome.REFUSED and judged.code in (RefusalCode.BUDGET, RefusalCode.LEFT):
             federation.roster.leave(participation.hospital.name, RefusalCode(judged.code))
         return

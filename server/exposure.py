@@ -12,8 +12,17 @@ from server.hospitals import Hospital
 from server.totals import HospitalTotals, OpenQuestion
 from server.update_checks import Question, check_cost, check_sender_and_key
 
-_PERHAPS_CHARGED = {RefusalCode.CONFLICT, RefusalCode.LEDGER, RefusalCode.LATE, RefusalCode.INTERNAL}
-"""Refusals that can follow a charge; with any other the ledger was not touched for this question."""
+PERHAPS_CHARGED = {
+    RefusalCode.CONFLICT,
+    RefusalCode.LEDGER,
+    RefusalCode.LATE,
+    RefusalCode.INTERNAL,
+    RefusalCode.APPROVAL,
+}
+"""Refusals that can follow a charge; with any other the ledger was not touched for this question.
+
+An approval may be missing for the plan, before the charge, or for the sealed update, after it: the code does
+not say which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +50,7 @@ def totals_with(totals: HospitalTotals, reply: Message, unheard: Unheard) -> Hos
     except Exception:  # a stranger's content: nothing in it is believed
         return totals.answered_without_cost(entry, received=received)
     if refused is not None:
-        if refused in _PERHAPS_CHARGED:
+        if refused in PERHAPS_CHARGED:
             return totals.answered_without_cost(entry, received=received)
         return totals.withdrawn(entry)
     cost = believable_cost(reply, unheard)

@@ -14,6 +14,8 @@ from common.parameters import parameters_sha256, write_safetensors
 from common.preprocessing import Preprocessing
 from common.privacy.plan import NEIGHBOURING_RELATION
 from server.collection import Status
+from server.evaluation_result import model_numbers, validation_block, validation_costs
+from server.outsider import OutsiderCost, outsider_costs
 from server.reporting.model_card import model_card
 from server.reporting.run_record import read_run
 from server.run_folder import MODEL, MODEL_CARD, MODEL_DESCRIPTION, RESULT, RunFolder
@@ -35,6 +37,7 @@ def write_result(
     """Write result.json; `receipts` says which hospitals confirmed the final model."""
     lines = folder.metrics()
     model = state.result(config)
+    sha256 = parameters_sha256(model)
     content = {
         "schema": RESULT_SCHEMA,
         "run_id": state.run_id,
@@ -51,11 +54,14 @@ def write_result(
         "model": {
             "name": config.model.name,
             "parameters": sum(array.size for array in model.values()),
-            "sha256": parameters_sha256(model),
+            "sha256": sha256,
         },
         "rounds": state.round_number,
         "test": {},
-        "hospitals": _hospitals(config, state, receipts or {}),
+        **validation_block(folder.path, model_sha256=sha256),
+        "hospitals": _with_validation(
+            _hospitals(config, state, receipts or {}, outsider_costs(config, state, lines)), folder
+        ),
         "wire": _wire(lines, state),
         "time": _time(lines, wall_s),
     }
@@ -65,6 +71,7 @@ def write_result(
 def write_model(folder: RunFolder, config: FederationConfig, state: RunState) -> None:
     """Write the final model, and model.json with all that is needed to use it."""
     model = state.result(config)
+    sha256 = parameters_sha256(model)
     write_safetensors(folder.path / MODEL, model)
     description = {
         "schema": RESULT_SCHEMA,
@@ -78,9 +85,10 @@ def write_model(folder: RunFolder, config: FederationConfig, state: RunState) ->
             image_size=config.data.image_size, channels=config.data.channels
         ).to_dict(),
         "parameters": sum(array.size for array in model.values()),
-        "sha256": parameters_sha256(model),
+        "sha256": sha256,
         "final_model": config.server.final_model,
-        "privacy": _privacy(config, state),
+        **model_numbers(folder.path, model_sha256=sha256),
+        "privacy": _privacy(config, state, outsider_costs(config, state, folder.metrics())),
     }
     write_json_atomically(folder.path / MODEL_DESCRIPTION, description)
 
@@ -91,7 +99,10 @@ def write_card(folder: RunFolder) -> None:
 
 
 def _hospitals(
-    config: FederationConfig, state: RunState, receipts: Mapping[str, bool]
+    config: FederationConfig,
+    state: RunState,
+    receipts: Mapping[str, bool],
+    outsider: Mapping[str, OutsiderCost],
 ) -> list[dict[str, Any]]:
     claims = config.claims_privacy
     return [
@@ -100,6 +111,7 @@ def _hospitals(
             "enrolled_patients": totals.enrolled_patients,
             "epsilon": totals.epsilon if claims else None,
             "epsilon_complete": totals.epsilon_complete if claims else None,
+            **_outsider_fields(outsider.get(name)),
             "delta": totals.delta if claims else None,
             "noise_multiplier": totals.noise_multiplier if claims else None,
             "sample_rate": config.privacy.sampling_rate if claims else None,
@@ -113,7 +125,25 @@ def _hospitals(
     ]
 
 
-def _privacy(config: FederationConfig, state: RunState) -> dict[str, Any]:
+def _with_validation(entries: list[dict[str, Any]], folder: RunFolder) -> list[dict[str, Any]]:
+    """Beside what training has cost: what the evaluations have cost each hospital's validation patients."""
+    costs = validation_costs(folder.path)
+    nothing = {"validation_epsilon": None, "validation_epsilon_complete": True}
+    return [entry | costs.get(entry["name"], nothing) for entry in entries]
+
+
+def _outsider_fields(cost: OutsiderCost | None) -> dict[str, Any]:
+    """The epsilon against somebody who sees the final model only; None where nothing is claimed."""
+    return {
+        "epsilon_outsider": cost.epsilon if cost else None,
+        "epsilon_outsider_proven": cost.is_proven if cost else None,
+        "epsilon_outsider_reason": cost.reason if cost else None,
+    }
+
+
+def _privacy(
+    config: FederationConfig, state: RunState, outsider: Mapping[str, OutsiderCost]
+) -> dict[str, Any]:
     """The claim that travels with the model; without one it says so and holds no number.
 
     `epsilon` is None as long as a hospital may have charged more than this server knows.
@@ -125,18 +155,22 @@ def _privacy(config: FederationConfig, state: RunState) -> dict[str, Any]:
             "epsilon": totals.epsilon,
             "delta": totals.delta,
             "epsilon_complete": totals.epsilon_complete,
+            **_outsider_fields(outsider.get(name)),
         }
         for name, totals in sorted(state.hospitals.items())
         if totals.releases or not totals.epsilon_complete
     }
     is_complete = all(entry["epsilon_complete"] for entry in spent.values())
     known = [entry["epsilon"] for entry in spent.values() if entry["epsilon"] is not None]
+    sure = all(e["epsilon_outsider_proven"] or e["epsilon_complete"] for e in spent.values())
+    seen = [e["epsilon_outsider"] for e in spent.values() if e["epsilon_outsider"] is not None]
     return {
         "private": True,
         "unit": config.data.unit,
         "neighbouring_relation": NEIGHBOURING_RELATION,
         "epsilon": max(known) if is_complete and known and len(known) == len(spent) else None,
         "epsilon_complete": is_complete,
+        "epsilon_outsider": max(seen) if sure and seen and len(seen) == len(spent) else None,
         "hospitals": spent,
     }
 

@@ -115,6 +115,11 @@ def _hospital_lines(
             "bytes_down": participation.bytes_down,
             "bytes_up": participation.bytes_up,
             "epsilon": participation.epsilon if claims else None,
+            # Of an update that counts, what it adds to the average: `server.outsider` composes these.
+            "enrolled_patients": participation.hospital.enrolled_patients,
+            "stated_patients": participation.hospital.stated_patients,
+            "noise_multiplier": participation.metrics.get(messages.NOISE_MULTIPLIER) if claims else None,
+            "steps": participation.metrics.get(messages.STEPS) if claims else None,
         }
         for name, participation in sorted(collection.participations.items())
     ]

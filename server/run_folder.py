@@ -17,6 +17,8 @@ from common.settings import to_toml
 
 CONFIG, METRICS, RESULT = "config.toml", "metrics.jsonl", "result.json"
 MODEL, MODEL_DESCRIPTION, MODEL_CARD = "model.safetensors", "model.json", "MODEL_CARD.md"
+CERTIFICATES = "certificates"
+"""Folder of the hospitals' signed release certificates, `<name>.json`."""
 STOP, ATTEMPT, SPENT = "stop", "attempt", "spent.json"
 _OWN_NAME = re.compile(r".+-\d{8}-\d{6}-[0-9a-f]{8}")
 """A folder that is named by `new_run_id`: the run in it has that id."""

@@ -13,6 +13,8 @@ from common.errors import ConfigError, FederationError
 from server.checkpoint import restore_newest, write_checkpoint
 from server.closing import hand_out_model
 from server.collection import Status, take_late_replies
+from server.evaluation import evaluate_checkpoint
+from server.evaluation_result import EVALUATIONS
 from server.federation import Federation
 from server.hospitals import GRACE_S, Admission, Roster, await_hospitals
 from server.initial_weights import initial_weights
@@ -49,6 +51,7 @@ def begin(folder: RunFolder, config: FederationConfig) -> RunState:
     """A new run: initial weights, kept as checkpoint 0."""
     state = RunState.start(config, run_id=folder.new_run_id, weights=initial_weights(config))
     folder.forget_rounds_after(0)
+    (folder.path / EVALUATIONS).unlink(missing_ok=True)
     write_spent(folder.spent, run_id=state.run_id, hospitals={})
     write_checkpoint(folder.checkpoints, state, keep=config.server.keep_checkpoints)
     return state
@@ -102,10 +105,11 @@ def wait_for_quorum(federation: Federation, state: RunState) -> Status | None:
 
 
 def run_rounds(federation: Federation, state: RunState) -> tuple[RunState, Status]:
-    """Train the rounds that are left; gives the last state and how the session ended."""
+    """Train the rounds that are left, with the checkpoints' scoring; gives the last state and the ending."""
     while state.round_number < federation.config.federation.rounds:
         if federation.folder.stop_requested:
             return state, Status.STOPPED
+        evaluate_checkpoint(federation, state)
         state, ending = run_round(federation, state)
         if ending is not None:
             return state, ending

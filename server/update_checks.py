@@ -55,6 +55,7 @@ class Defect(StrEnum):
     STEPS = "steps"
     NOISE = "noise-multiplier"
     NORM = "update-norm"
+    COUNTS = "counts"
     UNREADABLE = "unreadable"
 
 
@@ -166,7 +167,7 @@ def check_sender_and_key(reply: Message, question: Question, hospital: Hospital)
 
 
 def _checked_update(reply: Message, question: Question, hospital: Hospital) -> Update:
-    if set(reply.content) != _UPDATE_RECORDS:
+    if set(reply.content) - {messages.LEDGER_RECEIPT} != _UPDATE_RECORDS:
         raise InvalidUpdateError(Defect.RECORDS)
     try:
         metrics = messages.metrics_of(reply.content)

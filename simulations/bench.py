@@ -37,17 +37,31 @@ class BenchSettings:
 def bench(settings: BenchSettings, *, say: Say = lambda line: None) -> dict[str, Any]:
     """Measure everything; the content of `flower-simulate bench --format json` (DESIGN 6)."""
     from simulations.benchmarks.federation import measure_engine, measure_server, measure_wire
+    from simulations.benchmarks.noise import measure_noise, share_of_step
 
     machine = describe_machine(threads=settings.threads)
     with _threads(settings.threads):
         steps = [_step(case, settings, say) for case in settings.cases]
+        say("noise on the grid")
+        noise = measure_noise(budget_s=settings.case_budget_s)
+        for case, step in zip(settings.cases, steps, strict=True):
+            step["noise_share"] = share_of_step(
+                case, nanoseconds=noise["nanoseconds"]["grid"], seconds_dp=step["seconds_dp"]
+            )
         say("bytes of an update")
         wire = measure_wire()
         say(f"the server: {settings.updates} updates of {settings.update_parameters:,} parameters")
         server = measure_server(updates=settings.updates, parameters=settings.update_parameters)
     say(f"the embedded engine: {settings.engine_hospitals} hospitals, {settings.engine_rounds} rounds")
     engine = measure_engine(hospitals=settings.engine_hospitals, rounds=settings.engine_rounds)
-    return {"dp_step": steps, "wire": wire, "server": server, "engine": engine, "machine": machine}
+    return {
+        "dp_step": steps,
+        "noise": noise,
+        "wire": wire,
+        "server": server,
+        "engine": engine,
+        "machine": machine,
+    }
 
 
 def _step(case: StepCase, settings: BenchSettings, say: Say) -> dict[str, Any]:
@@ -107,6 +121,7 @@ def other_lines(content: Mapping[str, Any]) -> list[str]:
             if busy
             else []
         ),
+        _noise_line(content),
         *(
             f"update    {name}: {size['bytes_message']:,} bytes, "
             f"{size['ratio_to_float32']:.3f} of float32 ({size['parameters']:,} parameters)"
@@ -121,6 +136,17 @@ def other_lines(content: Mapping[str, Any]) -> list[str]:
         f"machine   {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
         f"torch {machine['torch']}, opacus {machine['opacus']}, {machine['date']}",
     ]
+
+
+def _noise_line(content: Mapping[str, Any]) -> str:
+    noise = content["noise"]
+    shares = ", ".join(f"{100 * step['noise_share']:.1f} % of {step['case']}" for step in content["dp_step"])
+    each = noise["nanoseconds"]
+    return (
+        f"noise     {each['grid']:.1f} ns a parameter on the grid (torch {each['torch']:.1f}, four draws "
+        f"{each['torch-four']:.1f}, cipher alone {each['cipher']:.1f}): {shares}; "
+        f"{noise['seconds_large_model']:.2f} s for 25 million"
+    )
 
 
 def _milliseconds(seconds: float) -> str:

@@ -1,7 +1,8 @@
 """What the simulation keeps from every hospital to score the model on, from outside.
 
-A hospital never sees it and no setting is chosen on `test`; `validation`, where the data name one, is what
-settings may be chosen on. The file holds pixels, labels and numbers, no patient id.
+No setting is chosen on `test`, which no hospital ever sees; `validation`, where the data name one, is what
+settings may be chosen on, and the hospitals have it dealt out among them for their own noised counts. The
+file holds pixels, labels and numbers, no patient id.
 """
 
 import io
@@ -62,11 +63,7 @@ class HeldBack:
         cls, decoded: DecodedRecords, split: Split, *, groups: Sequence[str] | None, partition: Partition
     ) -> Self:
         """Collect the held-back rows; with `groups`, a row belongs to the hospital of its value."""
-        hospital_of_value: dict[str, int] = {}
-        if groups is not None:
-            for position, units in enumerate(partition.hospitals.values()):
-                for value in {groups[unit] for unit in units.tolist()}:
-                    hospital_of_value.setdefault(value, position)
+        hospital_of_value = _hospital_of_value(groups, partition)
         named = {VALIDATION: split.validation, TEST: split.test}
         return cls(
             sets={
@@ -105,6 +102,26 @@ def hold_back(decoded: DecodedRecords, *, groups: Sequence[str] | None, seed: in
         test=test.astype(np.int64),
         is_named=is_named,
     )
+
+
+def deal_validation(
+    split: Split, *, groups: Sequence[str] | None, partition: Partition, seed: int
+) -> dict[str, NDArray[np.int64]]:
+    """The validation patients of each hospital, for its own noised counts; the simulation scores them, too.
+
+    With `groups` a patient goes to the hospital of its value, without they are dealt out at random, to each
+    hospital as many as its share of the training patients.
+    """
+    names = list(partition.hospitals)
+    if groups is not None:
+        of_value = _hospital_of_value(groups, partition)
+        owner = np.array([of_value.get(groups[unit], -1) for unit in split.validation.tolist()], np.int64)
+        return {name: split.validation[owner == position] for position, name in enumerate(names)}
+    shuffled = np.random.default_rng([seed, 0x7A11]).permutation(split.validation)
+    sizes = np.cumsum([len(units) for units in partition.hospitals.values()])
+    ends = np.rint(len(shuffled) * sizes / sizes[-1]).astype(np.int64)
+    dealt = np.split(shuffled, ends[:-1])
+    return {name: np.sort(units) for name, units in zip(names, dealt, strict=True)}
 
 
 def draw_stratified(strata: Sequence[str], *, share: float, seed: int) -> NDArray[np.bool_]:
@@ -152,6 +169,16 @@ def read_held_back(path: Path) -> HeldBack:
             why=type(error).__name__,
             fix="restore the run folder, or start a new run",
         ) from None
+
+
+def _hospital_of_value(groups: Sequence[str] | None, partition: Partition) -> dict[str, int]:
+    """Position on the roster of the hospital that has each value of the column; the first of several."""
+    positions: dict[str, int] = {}
+    if groups is not None:
+        for position, units in enumerate(partition.hospitals.values()):
+            for value in {groups[unit] for unit in units.tolist()}:
+                positions.setdefault(value, position)
+    return positions
 
 
 def _scored(

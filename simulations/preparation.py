@@ -19,10 +19,17 @@ from common.config import FederationConfig, RuntimeSection
 from common.errors import ConfigError
 from common.examples import Examples
 from common.files import write_bytes_atomically, write_json_atomically
-from common.hospital_config import DataConfig, HospitalConfig, HospitalSection, PolicyConfig, SiteConfig
+from common.hospital_config import (
+    DataConfig,
+    HospitalConfig,
+    HospitalSection,
+    PolicyConfig,
+    ReleaseConfig,
+    SiteConfig,
+)
 from common.models.names import MODELS
 from common.settings import to_toml
-from simulations.held_back import HeldBack, hold_back, write_held_back
+from simulations.held_back import HeldBack, deal_validation, hold_back, write_held_back
 from simulations.partition import LeftOut, Partition, majority_labels, partition_units
 from simulations.reading import read_images
 from simulations.scenario import DEFAULT_EPSILON, DEFAULT_HOSPITALS, DataFacts, Scenario, settle
@@ -92,11 +99,13 @@ def prepare(scenario: Scenario) -> Prepared:
     config = with_folder(settle(scenario, facts), folder, num_hospitals=len(partition.hospitals))
     _check_hospitals_can_follow(scenario, config, unit=facts.unit)
     folder.mkdir(parents=True, exist_ok=True)
+    validation = deal_validation(split, groups=groups, partition=partition, seed=scenario.seed)
     hospitals = tuple(
         write_hospital(
             folder / HOSPITALS,
             name,
             images.decoded.examples.select_units(units),
+            validation=images.decoded.examples.select_units(validation[name]),
             scenario=scenario,
             config=config,
             unit=facts.unit,
@@ -154,12 +163,28 @@ def enrolled(patients: int) -> int:
 
 
 def write_hospital(
-    hospitals: Path, name: str, train: Examples, *, scenario: Scenario, config: FederationConfig, unit: Unit
+    hospitals: Path,
+    name: str,
+    train: Examples,
+    *,
+    validation: Examples | None = None,
+    scenario: Scenario,
+    config: FederationConfig,
+    unit: Unit,
 ) -> PreparedHospital:
-    """Write one hospital: its images as one part and `hospital.toml`; ledger and state come beside it."""
+    """Write one hospital: its images as one part and `hospital.toml`; ledger and state come beside it.
+
+    Without validation patients it releases no metrics: here everybody knows that they would be noise alone.
+    """
     folder = hospitals / name
     folder.mkdir(parents=True, mode=0o700)
-    part = write_part(folder / "data" / "images.npz", train=train, classes=config.data.classes, unit=unit)
+    part = write_part(
+        folder / "data" / "images.npz",
+        train=train,
+        validation=validation,
+        classes=config.data.classes,
+        unit=unit,
+    )
     hospital = HospitalConfig(
         hospital=HospitalSection(name=name, enrolled_patients=enrolled(train.num_units)),
         data=DataConfig(path=str(part), classes=config.data.classes),
@@ -169,6 +194,9 @@ def write_hospital(
             minimum_patients=MINIMUM_PATIENTS,
             allow_non_private=not config.claims_privacy,
         ),
+        release=ReleaseConfig()
+        if validation is not None and validation.num_units
+        else ReleaseConfig(metrics=()),
         site=SiteConfig(device=scenario.device, ledger="ledger"),
     )
     write_bytes_atomically(folder / "hospital.toml", to_toml(hospital).encode())

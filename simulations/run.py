@@ -209,19 +209,29 @@ def conclusion(folder: Path, result: dict[str, Any], report: Path) -> list[str]:
     from server.reporting.html import bound
 
     lines = [f"{result.get('status')} after {result.get('rounds')} rounds"]
-    for split in ("validation", "test"):
-        scores = result.get(split) or {}
-        interval = (scores.get("ci95") or {}).get("auc")
+    for split, name in (
+        ("validation", "validation"),
+        ("held back", "held_back_validation"),
+        ("test", "test"),
+    ):
+        scores = result.get(name) or {}
+        shown = [score for score in ("auc", "accuracy", "recall", "f1") if scores.get(score)]
+        if not shown:
+            continue
+        first, *others = [f"{score} {scores[score]:.3f}" for score in shown]
+        interval, noise = (scores.get("ci95") or {}).get("auc"), scores.get("noise") or {}
         bounds = f" (95 % {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
-        shown = [
-            f"{name} {scores[name]:.3f}" for name in ("auc", "accuracy", "recall", "f1") if scores.get(name)
-        ]
-        if shown:
-            lines.append(f"{split:<11}{shown[0]}{bounds}, {', '.join(shown[1:])}")
+        if noise.get(shown[0]):
+            bounds = f" (noise {noise[shown[0]]:.3f}, from the hospitals' counts)"
+        lines.append(f"{split:<11}{', '.join([first + bounds, *others])}")
     for hospital in result.get("hospitals", []):
         spent = hospital.get("epsilon")
+        outsider = hospital.get("epsilon_outsider")
+        against = f" ({bound(outsider, 3)} against an outsider)" if outsider is not None else ""
         claim = (
-            f"epsilon {bound(spent, 3)} at delta {hospital['delta']:.1e}" if spent is not None else "no claim"
+            f"epsilon {bound(spent, 3)} at delta {hospital['delta']:.1e}{against}"
+            if spent is not None
+            else "no claim"
         )
         lines.append(f"  {hospital['name']:<24}{hospital.get('rounds', 0):>4} rounds   {claim}")
     if result.get("status") == "stopped":

@@ -139,14 +139,17 @@ def complete_result(folder: Path, evaluation: Mapping[str, Any], *, engine: str)
     """Fill scores, engine and what the ledgers say into result.json, which the server has written without."""
     result = _read(folder / RESULT)
     result["engine"] = engine
-    for split in ("test", "validation"):
+    # `validation` is what the hospitals' noised counts say; the split's exact scores have their own name.
+    for split, name in (("test", "test"), ("validation", "held_back_validation")):
         if scored := evaluation.get(split):
-            result[split] = scored["metrics"] | {"ci95": scored["ci95"]}
+            result[name] = scored["metrics"] | {"ci95": scored["ci95"]}
     result["time"] = result.get("time", {}) | times_of_rounds(_lines(folder / "metrics.jsonl"))
     for hospital in result.get("hospitals", []):
         hospital["test"] = evaluation["hospitals"].get(hospital["name"], {})
         if result.get("private"):
             hospital |= charged(folder, hospital["name"], result["run_id"])
+            if not hospital.get("epsilon_outsider_proven"):  # then it is the same number, whatever it is
+                hospital["epsilon_outsider"] = hospital["epsilon"]
     collect_audit(folder, [hospital["name"] for hospital in result.get("hospitals", [])])
     write_json_atomically(folder / RESULT, result)
     return result

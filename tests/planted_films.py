@@ -25,16 +25,23 @@ def film(number: int, *, label: int) -> np.ndarray:
     return pixels.astype(np.uint8)
 
 
-def write_table(folder: Path, *, patients: Mapping[str, int], test_patients: int = 12) -> Path:
+def write_table(
+    folder: Path,
+    *,
+    patients: Mapping[str, int],
+    validation: Mapping[str, int] | None = None,
+    test_patients: int = 12,
+) -> Path:
     """A CSV of `patients` training patients per site, every third with two films, names in every column."""
     rows, number = [], 0
     for site, trained in patients.items():
-        for patient in range(trained + test_patients):
+        validates = (validation or {}).get(site, 0)
+        for patient in range(trained + validates + test_patients):
             for view in range(2 if patient % 3 == 0 else 1):
                 number += 1
                 path = f"{NAME}/{site} {NAME} {patient}-{view}.png"
                 _write(folder / path, film(number, label=patient % 2))
-                split = "train" if patient < trained else "test"
+                split = "train" if patient < trained else "val" if patient < trained + validates else "test"
                 who = f"{NAME}-{site}-{patient}"
                 rows.append((path, CLASSES[patient % 2], who, split, site, f"Dr {NAME}", f"{NAME}-{view}"))
     broken = folder / NAME / f"{NAME} broken.png"

@@ -138,7 +138,14 @@ def test_the_public_plan_holds_nothing_of_the_servers_own():
         source="t",
     )
     flat = to_flat(config.public_plan)
-    assert {key.split(".")[0] for key in flat} == {"federation", "data", "model", "training", "privacy", "evaluation"}
+    assert {key.split(".")[0] for key in flat} == {
+        "federation",
+        "data",
+        "model",
+        "training",
+        "privacy",
+        "evaluation",
+    }
     assert "/srv" not in str(flat)
 
 

@@ -1,6 +1,7 @@
 """Whole runs from outside: what a person asks for, what they are told, and what must never be written."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ from common.files import manifest_problem
 from common.parameters import parameters_sha256, read_safetensors
 from common.privacy.accountant import epsilon
 from common.privacy.plan import PrivacyEvent
+from server.reporting.html import bound
 from simulations.run import Outcome, run_scenario
 from simulations.scenario import make_scenario
 from tests.planted_films import NAME, SIZE, files_naming_it, names_it, write_folders, write_table
@@ -192,6 +194,45 @@ def test_an_independent_command_agrees_with_the_ledger(private_run):
     assert shown["epsilon"] == pytest.approx(hospital["epsilon"], rel=0.005)
     assert shown["epsilon"] <= ASKED
     assert shown["patients"] == patients_of(private_run, "east")
+
+
+def test_two_epsilons_are_stated_and_the_second_follows_from_the_noise_of_both(private_run):
+    """Both divide by their weights: against an outsider each has the noise of both, east's and west's."""
+    hospitals = private_run.result["hospitals"]
+    together = math.hypot(*(hospital["noise_multiplier"] for hospital in hospitals))
+    stated = json.loads(private_run.text("model.json"))["privacy"]
+    for hospital in hospitals:
+        event = PrivacyEvent(
+            sampling_rate=hospital["sample_rate"], noise_multiplier=together, steps=hospital["rounds"]
+        )
+        exact = epsilon([event], delta=hospital["delta"])
+        assert exact <= hospital["epsilon_outsider"] <= exact * 1.006
+        assert hospital["epsilon_outsider"] < 0.9 * hospital["epsilon"]
+        assert hospital["epsilon_outsider_proven"] is True
+        assert stated["hospitals"][hospital["name"]]["epsilon_outsider"] == hospital["epsilon_outsider"]
+        assert f"({bound(hospital['epsilon_outsider'], 3)} against an outsider)" in private_run.out
+        for name in ("MODEL_CARD.md", "report.html"):
+            assert bound(hospital["epsilon_outsider"], 3) in private_run.text(name)
+
+
+def test_both_sides_keep_a_release_certificate_that_one_command_verifies(private_run):
+    for hospital in private_run.result["hospitals"]:
+        name = hospital["name"]
+        at_server = private_run.folder / "certificates" / f"{name}.json"
+        (kept,) = (private_run.folder / "hospitals" / name / "state" / "models").iterdir()
+        assert at_server.read_bytes() == (kept / "certificate.json").read_bytes()
+        key = private_run.folder / "hospitals" / name / "keys" / "hospital.key.pub"
+        model = private_run.folder / "model.safetensors"
+        done = flower_client(
+            *("certificate", "verify", str(at_server), "--key", str(key)),
+            *("--model", str(model), "--format", "json"),
+        )
+        assert done.returncode == 0, done.stdout
+        content = json.loads(done.stdout)["certificate"]["content"]
+        assert content["hospital"] == name
+        assert content["training"]["epsilon"] == pytest.approx(hospital["epsilon"], rel=1e-9)
+        assert content["outsider"]["epsilon"] == hospital["epsilon_outsider"]
+        assert content["rounds_answered"] == ROUNDS
 
 
 # --- privacy: the names ---

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from google.protobuf.message import Message as AnyProto
 from google.protobuf.unknown_fields import UnknownFieldSet
 from safetensors.numpy import load as load_safetensors
+from scipy import stats
 
 from common import messages
 from common.config import FederationConfig
@@ -17,12 +19,15 @@ from common.messages import Envelope
 from common.preprocessing import Preprocessing
 from common.serialisation import message_from_bytes
 from common.settings import load
+from simulations.audits.finding import ALPHA
 from simulations.engines.embedded import EmbeddedGrid
 from simulations.run import Outcome, run_scenario
 from simulations.scenario import make_scenario
 from tests.planted_films import SIZE, film, names_it, write_table
+from tests.validation_truth import patients_said
 
 TRAINED = {"east": 131, "west": 147}
+VALIDATED = {"east": 83, "west": 61}
 ENROLLED = {"east": 140, "west": 150}
 ROUNDS, RATE = 2, 0.5
 SETTINGS = (f"training.learning-rate={RATE}", "training.learning-rate-schedule=constant")
@@ -32,8 +37,17 @@ HEADERS |= {"group_id", "ttl", "message_type", "created_at", "src_task_id", "dst
 ENVELOPE = {"schema-version", "run-id", "attempt", "round", "model-hash", "task", "encoding", "masked"}
 MAY_LEAVE = {
     messages.HELLO: {"hospital": {"name", "enrolled-patients", "schema-version", "version", "flwr"}},
-    messages.TRAIN: {"arrays": None, "metrics": set(messages.METRIC_WHITE_LIST)},
-    messages.CLOSING: {"receipt": {"sha256"}},
+    messages.TRAIN: {
+        "arrays": None,
+        "metrics": set(messages.METRIC_WHITE_LIST),
+        "ledger-receipt": {"bytes"},
+    },
+    messages.EVALUATE: {
+        "counts": set(messages.COUNTS_WHITE_LIST),
+        "metrics": {"num-examples", "noise-multiplier", "epsilon", "delta"},
+        "ledger-receipt": {"bytes"},
+    },
+    messages.CLOSING: {"receipt": {"sha256", "certificate"}},
 }
 
 
@@ -51,7 +65,7 @@ class Capture:
 @pytest.fixture(scope="module")
 def capture(tmp_path_factory) -> Capture:
     folder = tmp_path_factory.mktemp("capture")
-    table = write_table(folder / "data", patients=TRAINED)
+    table = write_table(folder / "data", patients=TRAINED, validation=VALIDATED)
     replies: list[bytes] = []
     take = EmbeddedGrid._on_reply
 
@@ -92,6 +106,7 @@ def test_every_message_was_caught(capture):
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
         messages.HELLO: 2,
         messages.TRAIN: 2 * ROUNDS,
+        messages.EVALUATE: 2,
         messages.CLOSING: 2,
     }
     arrays = sum(messages.content_bytes(message.content) for message in capture.parsed(messages.TRAIN))
@@ -116,7 +131,8 @@ def test_the_parsed_message_is_all_there_is(capture):
         assert unknown_fields(proto) == 0
         assert {field.name for field, _ in proto.metadata.ListFields()} <= HEADERS
         assert proto.ByteSize() == len(content)
-        assert proto.metadata.group_id in ("", *map(str, range(1, ROUNDS + 1)), "hello", "closing")
+        groups = {"", *map(str, range(1, ROUNDS + 1)), "hello", f"evaluation-{ROUNDS}", "closing"}
+        assert proto.metadata.group_id in groups
         assert re.fullmatch(r"[0-9a-f-]*", proto.metadata.message_id)
 
 
@@ -134,11 +150,11 @@ def scalars(message: Message):
 
 
 def test_no_number_of_true_patients_or_images_leaves(capture):
-    """13, 14 or 150 may be a round or an enrolled count; the true 131 and 147 are in no scalar."""
+    """13, 14 or 150 may be a round or an enrolled count; the true 131 and 147, 83 and 61 are in no scalar."""
     enrolled = set()
     for message in capture.parsed():
         for key, value in scalars(message):
-            assert value not in TRAINED.values(), key
+            assert value not in {*TRAINED.values(), *VALIDATED.values()}, key
             if key in ("num-examples", "enrolled-patients"):
                 enrolled.add(value)
             if key == "delta":
@@ -157,7 +173,7 @@ def test_no_picture_leaves(capture):
     """Neither a row of a picture's bytes nor of its standardised pixels is in any message."""
     together = b"\0".join(capture.replies)
     preprocessing = Preprocessing(image_size=SIZE, channels=1)
-    stack = np.stack([film(number, label=label) for number in range(1, 401) for label in (0, 1)])[:, None]
+    stack = np.stack([film(number, label=label) for number in range(1, 501) for label in (0, 1)])[:, None]
     standardised = preprocessing.standardise(stack)
     for row in (3, 14, 25):
         for pixels, floats in zip(stack[:, 0, row], standardised[:, 0, row], strict=True):
@@ -193,3 +209,31 @@ def test_no_two_updates_share_their_noise(capture):
     updates = [weights_in(message) for message in capture.parsed(messages.TRAIN)]
     correlations = np.corrcoef(np.sign(updates))
     assert np.abs(correlations - np.eye(len(updates))).max() < 0.1
+
+
+def true_counts(folder: Path, name: str) -> dict[str, np.ndarray]:
+    """Counts of a hospital's validation patients under the final model."""
+    confusion, scores = np.zeros((2, 2)), np.zeros((2, 10))
+    for said, label in zip(*patients_said(folder, name), strict=True):
+        confusion[label, said.argmax()] += 1
+        scores[1 - label, min(9, int(10 * said[1]))] += 1
+    return {"confusion": confusion.ravel(), "scores": scores.ravel()}
+
+
+def test_the_counts_in_the_bytes_are_the_true_ones_with_the_noise_that_is_claimed(capture):
+    total, cells = 0.0, 0
+    names = {reply.content["hospital"]["enrolled-patients"]: reply.content["hospital"]["name"]
+             for reply in capture.parsed(messages.HELLO)}  # fmt: skip
+    for message in capture.parsed(messages.EVALUATE):
+        metrics = messages.metrics_of(message.content)
+        name = names[int(metrics["num-examples"])]
+        variance = 2 * metrics["noise-multiplier"] ** 2 + 1 / 12
+        truth = true_counts(capture.outcome.folder, name)
+        assert truth["confusion"].sum() == truth["scores"].sum() == VALIDATED[name]
+        for kind, counts in truth.items():
+            released = np.array(message.content[messages.COUNTS][kind])
+            total += float(((released - counts) ** 2).sum()) / variance
+            cells += len(counts)
+    low, high = stats.chi2.ppf([ALPHA / 2, 1 - ALPHA / 2], cells)
+    assert cells == 48
+    assert low < total < high

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.deployment.runtime_certificate import make_certificate
+from client.kept_folders import KeptFolders
 from common.enrolment import Enrolment
 from common.errors import ConfigError, FederationError
 from common.hospital_config import HospitalConfig
@@ -43,6 +44,12 @@ class HospitalFolder:
     def runtime_address(self) -> str:
         """Where the SuperNode serves the worker, on loopback only."""
         return f"127.0.0.1:{self.config.connection.runtime_port}"
+
+    @property
+    def kept(self) -> KeptFolders:
+        """What retention is about."""
+        cache = self.path / (self.config.site.cache or "cache")
+        return KeptFolders(state=self.state, cache=cache, logs=self.logs)
 
     def enrolment(self) -> Enrolment:
         """What the operator gave this hospital. Raises ConfigError when it is missing or for another one."""

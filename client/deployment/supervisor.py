@@ -3,6 +3,7 @@
 Everything that is started here ends with this process, however it ends.
 """
 
+import os
 import signal
 import threading
 import time
@@ -20,7 +21,7 @@ from client.deployment.supernode import refuse_taken_port
 from client.deployment.worker import WorkerProcess
 from client.provisioning.round_news import RoundNews
 from client.provisioning.standing import has_left, is_paused
-from client.site_lock import site_lock
+from client.site_lock import CLIENT_LOCK, site_lock
 from common.enrolment import Enrolment
 from common.errors import FederationError, LedgerError
 from common.exit_codes import ExitCode
@@ -43,7 +44,9 @@ def start(folder: Path) -> ExitCode:
             why="flower-client leave was called here",
             fix="to take part again: flower-client leave --off",
         )
+    os.umask(0o077)  # also for what Flower's programs write here
     with _alone(hospital):
+        _apply_retention(hospital)
         refuse_taken_port(hospital.config.connection.runtime_port, key="runtime-port")
         hospital.prepare(enrolment, key)
         try:
@@ -124,7 +127,7 @@ class Supervisor:
 
 @contextmanager
 def _alone(hospital: HospitalFolder) -> Iterator[None]:
-    lock = site_lock(hospital.state, timeout_s=0.5, name=".client.lock")
+    lock = site_lock(hospital.state, timeout_s=0.5, name=CLIENT_LOCK)
     try:
         lock.__enter__()
     except OSError as error:
@@ -139,6 +142,14 @@ def _alone(hospital: HospitalFolder) -> Iterator[None]:
         yield
     finally:
         lock.__exit__(None, None, None)
+
+
+def _apply_retention(hospital: HospitalFolder) -> None:
+    from client.retention import purge_at_start
+
+    if gone := purge_at_start(hospital.kept, hospital.config.retention):
+        megabytes = sum(removal.num_bytes for removal in gone) / 1e6
+        say(f"removed what [retention] does not keep: {len(gone)} file(s) and folder(s), {megabytes:.1f} MB")
 
 
 @contextmanager

@@ -127,7 +127,7 @@ class Worker:
             return refused
         from client.app import app
 
-        if request.metadata.message_type == messages.TRAIN:
+        if request.metadata.message_type in (messages.TRAIN, messages.EVALUATE):
             self._images.join()
         return app(request, context)
 
@@ -172,8 +172,9 @@ class Worker:
         code = messages.refusal_code(reply.content)
         metrics = reply.content.get(messages.METRICS)
         if isinstance(metrics, MetricRecord):
-            stated = metrics.get(messages.EPSILON)
-            last |= {"last_refusal": "", "epsilon": stated}
+            last["last_refusal"] = ""
+            if reply.metadata.message_type == messages.TRAIN:
+                last["epsilon"] = metrics.get(messages.EPSILON)
         if code is not None:
             last |= {"last_refusal": code.value}
         return replace(work, **last)
@@ -194,6 +195,7 @@ def _error(request: Message) -> Message:
 def main() -> None:
     """Answer tasks for the hospital in the folder given as the only argument."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    os.umask(0o077)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # too late once CUDA has begun
     worker = Worker(HospitalFolder(Path(sys.argv[1])))
     worker.prepare()

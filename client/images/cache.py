@@ -12,6 +12,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -65,8 +66,13 @@ class DecodeCache:
 
     def load(self, contents: Sequence[str]) -> Decoded | None:
         """The entry of exactly these file contents in this order, mapped read-only, or None."""
-        entry = self._read_entry(self._key(contents))
-        return None if entry is None or entry[0] != list(contents) else entry[1]
+        key = self._key(contents)
+        entry = self._read_entry(key)
+        if entry is None or entry[0] != list(contents):
+            return None
+        with suppress(OSError):  # when it was used last, for `client.retention`
+            os.utime(self.folder / f"{key}.json")
+        return entry[1]
 
     def known(self, contents: Sequence[str]) -> Iterator[tuple[str, Decoded, int]]:
         """Where wanted contents stand in other entries: (content, entry, row), each content once."""

@@ -1,7 +1,8 @@
 """Whom `flower-client plan` plans for: a hospital, its study, and what its patients have behind them.
 
-The ledger is looked at and never written, and images are read only where it holds charges: to know whether
-these are the same patients. What a flag names replaces what the files say.
+The ledger is looked at and never written, and images are read only where it holds charges: to know what they
+protect and, where composition is by patient, whether these are the same ones. What a flag names replaces what
+the files say.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from client.deployment.hospital_folder import HOSPITAL_TOML, HospitalFolder
-from client.policy import Histories
+from client.limits import Histories
+from client.planning.outlook import Begun, Outlook, look_ahead
 from common.config import DataContract, PublicPlan
 from common.errors import ConfigError, LedgerError
 from common.hospital_config import HospitalConfig
@@ -66,7 +68,7 @@ def planned_hospital(
     ledger, unit = "not asked: as for new patients (--without-ledger)", study.data.unit
     if with_ledger:
         say("the ledger, and whose images these are")
-        histories, unit, ledger = _behind_these_patients(hospital, study)
+        histories, unit, ledger = behind_these_patients(hospital, study)
     return PlannedHospital(
         config=_changed(hospital.config, hospital_changes),
         study=_changed(study, study_changes),
@@ -75,6 +77,12 @@ def planned_hospital(
         study_from=_named(study_from, hospital_changes, study_changes),
         ledger=ledger,
     )
+
+
+def outlook_of_run(hospital: HospitalFolder, run_id: str, plan: PublicPlan) -> Outlook:
+    """What this run will have cost by its end, with what it has charged already. Raises FederationError."""
+    histories, unit, _ = behind_these_patients(hospital, plan)
+    return look_ahead(hospital.config, plan, histories, unit=unit, begun=_begun(hospital, run_id))
 
 
 def measured_step(config: HospitalConfig, study: PublicPlan) -> StepTime:
@@ -132,8 +140,11 @@ def _study(hospital: HospitalFolder) -> tuple[PublicPlan, str]:
     return PublicPlan(data=data), f"the defaults (no {hospital.enrolment_file.name} yet)"
 
 
-def _behind_these_patients(hospital: HospitalFolder, study: PublicPlan) -> tuple[Histories, Unit, str]:
-    """Histories as `client.round` asks for them, the unit of these images, and that in words."""
+def behind_these_patients(hospital: HospitalFolder, study: PublicPlan) -> tuple[Histories, Unit, str]:
+    """Histories as `client.round` asks for them, the unit of these images, and that in words.
+
+    Nothing is written. Raises LedgerError for a damaged ledger, DataError for images that cannot be used.
+    """
     from client.images.dataset import read_hospital_images
     from client.images.splits import split_key
     from client.ledger import Ledger
@@ -159,9 +170,30 @@ def _behind_these_patients(hospital: HospitalFolder, study: PublicPlan) -> tuple
         cache_folder=hospital.path / (config.site.cache or "cache"),
         split_key=split_key(ledger.site_key),
     )
-    histories = ledger.histories(ledger.cohort(images.train.unit_ids))
+    by = config.policy.composition
+    histories = ledger.histories(ledger.cohort(images.train.unit_ids), composition=by)
     runs = len({charge.key.run_id for charge in ledger.charges()})
-    return histories, images.unit, f"{runs} run(s), compared with the {images.unit}s that would train"
+    compared = {
+        "patient": f"compared with the {images.unit}s that would train",
+        "site": f'all counted for every {images.unit} (policy.composition = "site")',
+    }
+    return histories, images.unit, f"{runs} run(s), {compared[by]}"
+
+
+def _begun(hospital: HospitalFolder, run_id: str) -> Begun:
+    from client.ledger import Ledger
+    from client.ledger_records import TRAINING
+
+    path = hospital.config.ledger_folder(hospital.path)
+    if not (path.is_dir() and any(path.iterdir())):
+        return Begun()
+    own = [c for c in Ledger.examine(path).charges() if c.key.run_id == run_id and c.purpose == TRAINING]
+    events = [charge.event for charge in own if charge.event is not None]
+    return Begun(
+        rounds=max((charge.key.round_number for charge in own), default=0),
+        events=events,
+        noise_multiplier=events[-1].noise_multiplier if events else None,
+    )
 
 
 def _changed(config: S, changes: Changes) -> S:

@@ -9,10 +9,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from client.limits import Behind, Histories, affordable_rounds
 from client.policy import (
-    Histories,
     TrainingRequest,
-    affordable_rounds,
     agree,
     planned,
     require_allowed,
@@ -22,12 +21,22 @@ from common.config import PublicPlan
 from common.errors import PrivacyError, Refusal
 from common.hospital_config import HospitalConfig
 from common.privacy.accountant import epsilon
-from common.privacy.plan import PrivacyPlan, Unit
+from common.privacy.plan import PrivacyEvent, PrivacyPlan, Unit
 
 TRIED_EPSILONS = (1.0, 3.0, 8.0)
 _TRIED_NOISE = (0.5, 0.75, 1.5, 2.0, 3.0)
 """Multiples of the planned noise multiplier."""
 _TRIED_WITHOUT_PLAN = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """What a run that goes on has done here."""
+
+    rounds: int = 0
+    """The last round that was charged."""
+    events: Sequence[PrivacyEvent] = ()
+    noise_multiplier: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +52,7 @@ class Outlook:
     rounds: int = 0
     """Rounds that would be trained, from the first on; then the hospital leaves with `budget-spent`."""
     epsilon: float | None = None
-    """Cost of these rounds alone; None where nothing is claimed."""
+    """Cost of these rounds, with what this run has charged already; None where nothing is claimed."""
     epsilon_after: float | None = None
     """What the worst-off of these patients would have spent afterwards, over all runs."""
     refusal: str = ""
@@ -62,26 +71,38 @@ class Afforded:
 
 
 def look_ahead(
-    config: HospitalConfig, study: PublicPlan, histories: Histories, *, unit: Unit = "patient"
+    config: HospitalConfig,
+    study: PublicPlan,
+    histories: Histories,
+    *,
+    unit: Unit = "patient",
+    begun: Begun | None = None,
 ) -> Outlook:
-    """What the hospital would do in a new run of `study`; `histories` as of `Ledger.histories`."""
+    """What the hospital would do in a run of `study`, a new one where nothing has `begun`.
+
+    `histories` as of `Ledger.histories`; what has begun is part of them.
+    """
+    begun = begun or Begun()
     nothing = Outlook(study=study, budget=config.policy.epsilon, delta=config.delta)
-    request = TrainingRequest.of(study, round_number=1, unit=unit)
+    request = TrainingRequest.of(
+        study, round_number=min(begun.rounds + 1, study.federation.rounds), unit=unit
+    )
+    behind = Behind(histories=histories, run_events=begun.events)
     try:
         require_patients(study, unit)
-        plan = agree(config, request, histories=histories)
+        plan = agree(config, request, behind, earlier_noise_multiplier=begun.noise_multiplier)
     except (PrivacyError, Refusal) as error:
         words = f"{error.what}: {error.why}" if error.why else error.what
         return replace(nothing, refusal=words, fix=error.fix)
     if plan is None or not study.claims_privacy:
         return replace(nothing, plan=plan, rounds=request.rounds)
-    rounds = affordable_rounds(_at_most(config, request.rounds), plan, histories)
+    rounds = affordable_rounds(_at_most(config, request.remaining_rounds), plan, behind)
     run = replace(plan.event(), steps=plan.steps * rounds)
     return replace(
         nothing,
         plan=plan,
-        rounds=rounds,
-        epsilon=epsilon([run], delta=config.delta),
+        rounds=begun.rounds + rounds,
+        epsilon=epsilon([*begun.events, run], delta=config.delta),
         epsilon_after=max(epsilon([*history, run], delta=config.delta) for history in histories or [()]),
     )
 
@@ -108,7 +129,7 @@ def afforded(
     request = TrainingRequest.of(study, round_number=1, unit=unit)
     plan = planned(config, request, noise_multiplier)
     most = min(config.policy.maximum_rounds, config.policy.maximum_steps // plan.steps)
-    rounds = affordable_rounds(_at_most(config, most), plan, histories) if most else 0
+    rounds = affordable_rounds(_at_most(config, most), plan, Behind(histories=histories)) if most else 0
     return Afforded(plan=plan, rounds=rounds, is_ceiling=rounds == most)
 
 

@@ -67,6 +67,8 @@ class PlanReport:
             "ledger": hospital.ledger,
             "model": {"name": hospital.study.model.name, "parameters": self.num_parameters},
             "mode": hospital.config.policy.mode,
+            "composition": hospital.config.policy.composition,
+            "run_epsilon": hospital.config.policy.run_epsilon,
             "spent_before": self.spent_before,
             "plan": self._outlook_json(self.outlook),
             "affordable": self._afforded_json(self.afforded) if self.afforded else None,

@@ -48,6 +48,8 @@ def _privacy(report: PlanReport) -> Iterator[str]:
             f"Then the budget is spent: this hospital leaves after round {outlook.rounds}, the others "
             f"go on to {outlook.study.federation.rounds}."
         )
+    if config.policy.run_epsilon is not None:
+        yield f"One run may cost epsilon {config.policy.run_epsilon:g} at most (policy.run-epsilon)."
     yield (
         f"Budget: epsilon {outlook.budget:g} for the worst-off patient; spent before "
         f"{report.spent_before:.4g}, afterwards {after:.4g}, so {outlook.budget - after:.2g} remains."

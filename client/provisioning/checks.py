@@ -189,14 +189,18 @@ def _ledger(folder: HospitalFolder) -> Iterator[Check]:
         )
         return
     config = folder.config
-    spent = ledger.spent(config.delta).epsilon
+    cost = ledger.spent(config.delta)
+    by_site = config.policy.composition == "site"
+    spent = cost.site_epsilon if by_site else cost.epsilon
     is_spent = spent >= config.policy.epsilon
+    whose = "all charges together have cost" if by_site else "the worst-off patient has spent"
+    later = "nobody trains here any more" if by_site else "these patients never train again; new patients can"
     yield Check(
         name="ledger",
         state=CheckState.WARNING if is_spent else CheckState.OK,
-        result=f"right, {len(ledger.charges())} charge(s); the worst-off patient has spent "
+        result=f"right, {len(ledger.charges())} charge(s); {whose} "
         f"epsilon {spent:.4g} of {config.policy.epsilon:g} at delta {config.delta:.3g}",
-        fix="the budget is spent: these patients never train again; new patients can" if is_spent else "",
+        fix=f"the budget is spent: {later}" if is_spent else "",
     )
 
 

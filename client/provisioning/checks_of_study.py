@@ -33,7 +33,10 @@ def check_images_and_plan(folder: HospitalFolder, enrolment: Enrolment | None) -
         return
     yield _policy(folder, enrolment, unit="image" if checkup.unit == "image" else "patient")
     if not isinstance(device, Check):
-        yield _dry_step(folder, enrolment, device)
+        step = _dry_step(folder, enrolment, device)
+        yield step
+        if enrolment.plan.federation.private and step.state is not CheckState.FAILED:
+            yield _self_test(folder, enrolment, device)
 
 
 def _look_at_images(folder: HospitalFolder, enrolment: Enrolment | None) -> "Checkup":
@@ -87,12 +90,12 @@ def _device(folder: HospitalFolder) -> "torch.device | Check":
 
 def _policy(folder: HospitalFolder, enrolment: Enrolment, *, unit: Literal["patient", "image"]) -> Check:
     """Whether this hospital would take part in the plan with fresh patients, and with how much noise."""
+    from client.limits import Behind
     from client.policy import TrainingRequest, agree
 
     try:
-        agreed = agree(
-            folder.config, TrainingRequest.of(enrolment.plan, round_number=1, unit=unit), histories=[()]
-        )
+        request = TrainingRequest.of(enrolment.plan, round_number=1, unit=unit)
+        agreed = agree(folder.config, request, Behind())
     except FederationError as error:
         words = f"would refuse: {error.what}{': ' + error.why if error.why else ''}"
         return Check(name="policy", state=CheckState.FAILED, result=words, fix=error.fix)
@@ -134,4 +137,20 @@ def _dry_step(folder: HospitalFolder, enrolment: Enrolment, device: "torch.devic
         result=f"{seconds:.2g} s for a private step of {plan.model.name} on {device} ({name}); "
         f"about {a_round:.2g} s a round, {a_round * plan.federation.rounds:.3g} s the run",
         fix="above policy.maximum-round-s: take a faster device, or agree on fewer steps" if is_slow else "",
+    )
+
+
+def _self_test(folder: HospitalFolder, enrolment: Enrolment, device: "torch.device") -> Check:
+    from client.provisioning.dry_step import dry_self_test
+
+    patients = folder.config.hospital.enrolled_patients
+    checks = dry_self_test(enrolment.plan, enrolled_patients=patients, device=device)
+    failed = [f"{check.name} ({check.reason})" for check in checks if not check.passed]
+    return Check(
+        name="privacy self-test",
+        state=CheckState.FAILED if failed else CheckState.OK,
+        result=f"failed: {'; '.join(failed)}"
+        if failed
+        else f"{len(checks)} checks of every private run pass",
+        fix="this hospital would refuse to train: report it with this line" if failed else "",
     )

@@ -1,10 +1,16 @@
-"""How long a private step takes here: the plan's model on random images; no patient is looked at."""
+"""How long a private step takes here, and whether it is private: the plan's model on random images.
+
+No patient is looked at.
+"""
 
 import numpy as np
 import torch
 
 from client.out_of_memory import explained_memory
 from client.private_training import train_privately
+from client.self_test import Check as SelfTestCheck
+from client.self_test import run_checks
+from client.self_test_setup import Setup
 from common.config import PublicPlan
 from common.examples import Examples
 from common.models.registry import build_model, initial_parameters, load_parameters
@@ -29,16 +35,36 @@ def dry_step_seconds(plan: PublicPlan, *, enrolled_patients: int, device: torch.
         return _step(plan, units=units, device=device) * expected / units
 
 
-def _step(plan: PublicPlan, *, units: int, device: torch.device) -> float:
+def dry_self_test(plan: PublicPlan, *, enrolled_patients: int, device: torch.device) -> list[SelfTestCheck]:
+    """The self-test that a run of the plan begins with, on random images and at a noise multiplier of 1."""
+    privacy = PrivacyPlan(
+        sampling_rate=plan.privacy.sampling_rate,
+        l2_clip_norm=plan.privacy.l2_clip_norm,
+        noise_multiplier=1.0,
+        steps=plan.privacy.local_steps,
+        enrolled_units=enrolled_patients,
+        max_rows_per_unit=plan.privacy.max_images_per_patient,
+        unit=plan.data.unit,
+    )
+    examples = _random_examples(plan, units=MOST_UNITS)
+    return run_checks(Setup(plan=plan, privacy=privacy, examples=examples, device=device))
+
+
+def _random_examples(plan: PublicPlan, *, units: int) -> Examples:
     data = plan.data
     random = np.random.default_rng(0)
     shape = (units, data.channels, data.image_size, data.image_size)
-    examples = Examples(
+    return Examples(
         inputs={"image": random.integers(0, 256, shape, dtype=np.uint8)},
         targets=random.integers(0, len(data.classes), units, dtype=np.int64),
         units=np.arange(units, dtype=np.int64),
         unit_ids=tuple(f"random {number}" for number in range(units)),
     )
+
+
+def _step(plan: PublicPlan, *, units: int, device: torch.device) -> float:
+    data = plan.data
+    examples = _random_examples(plan, units=units)
     model = build_model(plan.model_spec)
     load_parameters(model, initial_parameters(plan.model_spec, seed=0))
     result = train_privately(

@@ -39,8 +39,9 @@ log = logging.getLogger("federation")
 
 
 def run_config(config: OperatorConfig, folder: OperatorFolder, run_folder: Path) -> FederationConfig:
-    """The federation's settings for this run: where its folder and its roster are."""
-    runtime = config.runtime.model_copy(update={"run_folder": str(run_folder), "roster": str(folder.roster)})
+    """The federation's settings for this run: where its folder, its roster and all receipts are."""
+    places = {"run_folder": run_folder, "roster": folder.roster, "receipts": folder.receipts}
+    runtime = config.runtime.model_copy(update={name: str(path) for name, path in places.items()})
     return FederationConfig(
         federation=config.federation,
         data=config.data,

@@ -28,7 +28,7 @@ SCHEMA = 1
 LABEL = "backup.json"
 DATABASE = "state/superlink.db"
 _FILES = (FEDERATION, "roster.json", "state/current-run")
-_FOLDERS = ("ca", "tls", "secrets", "enrolments")
+_FOLDERS = ("ca", "tls", "secrets", "enrolments", "receipts")
 _NOT_KEPT = frozenset({".lock", "spool"})
 _LARGEST_LABEL = 2**16
 

@@ -37,7 +37,7 @@ def new_folder(path: Path) -> Iterator[OperatorFolder]:
 
 def make_parts(folder: OperatorFolder) -> None:
     """Make the folders inside, for their owner only; those that are there stay."""
-    parts = (folder.state, folder.flower_home, folder.logs, folder.runs, folder.enrolments)
+    own = (folder.state, folder.flower_home, folder.logs, folder.runs, folder.enrolments, folder.receipts)
     holders = (folder.ca_key.parent, folder.server_key.parent, folder.superexec_secret.parent)
-    for part in (*parts, *holders):
+    for part in (*own, *holders):
         part.mkdir(exist_ok=True, mode=0o700)

@@ -22,7 +22,7 @@ _HEAD = """federation.toml: the settings of this federation, read at each start.
 The sections federation, data, model, training and privacy are the public plan that every hospital gets.
 A hospital's own policy may only tighten it; how much noise protects its patients is the hospital's decision.
 A run that has started cannot change its plan: after a change, begin a new one (flower-server start --new)."""
-_SIMULATIONS_ONLY = frozenset({"runtime.hospitals", "runtime.roster"})
+_SET_ELSEWHERE = frozenset({"runtime.hospitals", "runtime.roster", "runtime.receipts"})
 
 # Chosen by validation (docs/defaults.md): many patients in few steps; momentum and average take noise out.
 _STARTING_POINT: Mapping[str, Mapping[str, Any]] = {
@@ -83,6 +83,6 @@ def _fill(folder: OperatorFolder, config: OperatorConfig) -> None:
     make_authority(folder.ca_key, folder.ca_certificate, federation=config.federation.name)
     write_secret(folder.superexec_secret, secrets.token_bytes(_SECRET_BYTES))
     new_roster(folder.roster)
-    text = to_commented_toml(config, head=_HEAD, without=_SIMULATIONS_ONLY)
+    text = to_commented_toml(config, head=_HEAD, without=_SET_ELSEWHERE)
     write_bytes_atomically(folder.federation_toml, text.encode())
     renew_server_certificate(folder)

@@ -78,6 +78,7 @@ class OperatorFolder:
         self.superexec_secret = self.path / "secrets" / "superexec.bin"
         self.enrolments = self.path / "enrolments"
         self.runs = self.path / "runs"
+        self.receipts = self.path / "receipts"
         self.state = self.path / "state"
         self.database = self.state / "superlink.db"
         self.server_json = self.state / "server.json"

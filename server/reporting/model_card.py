@@ -4,10 +4,20 @@ import string
 from collections.abc import Iterable, Sequence
 
 from server.reporting.html import date, figure, interval, quantity, spent, tiny_bound
-from server.reporting.privacy_statement import PrivacyStatement, privacy_statement
+from server.reporting.privacy_statement import PrivacyStatement, outsider_epsilon, privacy_statement
 from server.reporting.run_record import RunRecord
 from server.reporting.small_print import limits, versions
+from server.reporting.validation_part import VALIDATION_HEADER, validation_note, validation_rows
 
+_PRIVACY_HEADER = (
+    "hospital",
+    "epsilon",
+    "epsilon against an outsider",
+    "delta",
+    "noise multiplier",
+    "sampling rate",
+    "steps",
+)
 _PUNCTUATION = frozenset(string.punctuation) - frozenset("-.,:;()/+=%'")
 
 
@@ -116,6 +126,7 @@ def _privacy(run: RunRecord, statement: PrivacyStatement) -> list[str]:
         (
             hospital.name,
             spent(hospital.epsilon, 3, complete=hospital.epsilon_complete),
+            outsider_epsilon(hospital),
             tiny_bound(hospital.delta),
             figure(hospital.noise_multiplier),
             figure(hospital.sample_rate),
@@ -124,15 +135,24 @@ def _privacy(run: RunRecord, statement: PrivacyStatement) -> list[str]:
         for hospital in run.hospitals
     ]
     return [
-        "After NIST SP 800-226.",
+        "After NIST SP 800-226, Guidelines for Evaluating Differential Privacy Guarantees.",
         _bullets(f"**{plain(name)}**: {plain(text)}" for name, text in statement.facts),
-        _table(("hospital", "epsilon", "delta", "noise multiplier", "sampling rate", "steps"), rows),
+        _table(_PRIVACY_HEADER, rows),
         "Not covered:",
         _bullets(plain(line) for line in statement.not_covered),
     ]
 
 
 def _results(run: RunRecord) -> list[str]:
+    return [*_held_back(run), *_validation(run)]
+
+
+def _validation(run: RunRecord) -> list[str]:
+    rows = validation_rows(run, {name: name for name in run.validation.get("noise") or ()})
+    return [plain(validation_note(run)), _table(VALIDATION_HEADER, rows)] if rows else []
+
+
+def _held_back(run: RunRecord) -> list[str]:
     metrics = run.test_metrics
     rows = [
         (name, figure(value), interval(run.test_intervals.get(name)) or "–")

@@ -22,10 +22,11 @@ from server.reporting.html import (
     tiny_bound,
 )
 from server.reporting.participation_grid import participation_section
-from server.reporting.privacy_statement import PrivacyStatement, privacy_statement
+from server.reporting.privacy_statement import PrivacyStatement, outsider_epsilon, privacy_statement
 from server.reporting.run_history import round_seconds
 from server.reporting.run_record import RunRecord
 from server.reporting.small_print import limits, versions
+from server.reporting.validation_part import validation_section
 
 _METRICS = {
     "auc": "AUC",
@@ -48,6 +49,7 @@ def page(run: RunRecord, plots: Sequence[Plot]) -> str:
     title = page_title(run)
     parts = [
         _scores(run),
+        validation_section(run, _METRICS),
         _privacy(statement),
         _hospitals(run, drawn),
         _learning(drawn),
@@ -154,12 +156,16 @@ def _privacy(statement: PrivacyStatement) -> Html:
 
 
 def _hospitals(run: RunRecord, drawn: Mapping[str, Plot]) -> Html:
-    header = ("hospital", "enrolled", "epsilon", "budget", "delta", "noise", "sampling q", "steps", "rounds")
+    header = (
+        *("hospital", "enrolled", "epsilon", "against an outsider", "budget", "delta", "noise"),
+        *("sampling q", "steps", "rounds"),
+    )
     rows = [
         (
             hospital.name,
             quantity(hospital.enrolled_patients),
             spent(hospital.epsilon, 3, complete=hospital.epsilon_complete) if run.private else "not private",
+            outsider_epsilon(hospital) if run.private else "–",
             quantity(hospital.budget) if run.private else "–",
             tiny_bound(hospital.delta) if run.private else "–",
             figure(hospital.noise_multiplier) if run.private else "none",
@@ -169,7 +175,10 @@ def _hospitals(run: RunRecord, drawn: Mapping[str, Plot]) -> Html:
         )
         for hospital in run.hospitals
     ]
-    caption = f"Enrolled {run.unit}s are rounded and public; noise is a multiple of the clipping norm."
+    caption = (
+        f"Enrolled {run.unit}s are rounded and public; noise is a multiple of the clipping norm. "
+        "Epsilon is the one against the server and the other hospitals."
+    )
     plots = images([drawn.get("epsilon"), drawn.get("epsilon_growth")])
     return section("Hospitals", "hospitals", table(caption, header, rows), plots, _by_hospital(run))
 

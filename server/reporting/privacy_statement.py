@@ -1,13 +1,14 @@
 """What a run may claim about privacy, in plain words, after NIST SP 800-226.
 
-The statement names unit, neighbouring relation, epsilon and delta, mechanism, accountant, sampling,
-composition and trust model, and what is not covered. A run that is not private says so and claims nothing.
+The statement names what the guidelines ask of a claim: unit of privacy, neighbouring relation, epsilon and
+delta, mechanism, accountant, sampling, scope of the composition, trust model, and what is not covered.
+Epsilon is stated twice, for two kinds of observers. A run that is not private says so and claims nothing.
 """
 
 from dataclasses import dataclass
 
-from server.reporting.html import bound, quantity, tiny_bound
-from server.reporting.run_record import RunRecord
+from server.reporting.html import bound, quantity, spent, tiny_bound
+from server.reporting.run_record import HospitalSummary, RunRecord
 
 _NAMED = 8
 """Hospitals that a sentence names; more are counted."""
@@ -64,6 +65,11 @@ def privacy_statement(run: RunRecord) -> PrivacyStatement:
     )
 
 
+def outsider_epsilon(hospital: HospitalSummary) -> str:
+    """A hospital's epsilon against an outsider, as tables show it."""
+    return spent(hospital.epsilon_outsider, 3, complete=hospital.epsilon_outsider_complete)
+
+
 def _nothing_claimed(explanation: str) -> PrivacyStatement:
     return PrivacyStatement(
         private=False, headline="not private", explanation=explanation, facts=(), not_covered=()
@@ -86,7 +92,25 @@ def _unheard(run: RunRecord) -> str:
 def _epsilon_fact(run: RunRecord) -> str:
     if run.epsilon_incomplete:
         return f"{_unheard(run)} What this server could read cost {bound(run.epsilon_max, 3)} or less"
-    return f"at most {bound(run.epsilon_max, 3)}; each hospital's own stands in its row below"
+    return f"at most {bound(run.epsilon_max, 3)}; each hospital's own stands in the table of hospitals"
+
+
+def _outsider_fact(run: RunRecord) -> str:
+    """The second epsilon, and for whom it holds or why it is the first again."""
+    if run.outsider_max is None:
+        return "not stated for this run: nothing smaller than the epsilon above is claimed"
+    stated = [h for h in run.hospitals if h.epsilon_outsider is not None]
+    complete = all(h.epsilon_outsider_complete for h in stated)
+    reasons = dict.fromkeys(h.epsilon_outsider_reason for h in stated)
+    if len(reasons) == 1:
+        return f"{_at_most(run.outsider_max, complete=complete)}. Why: {next(iter(reasons))}"
+    counts = {reason: sum(h.epsilon_outsider_reason == reason for h in stated) for reason in reasons}
+    why = "; ".join(f"{count} of {len(stated)} hospitals: {reason}" for reason, count in counts.items())
+    return f"{_at_most(run.outsider_max, complete=complete)}. Why: {why}"
+
+
+def _at_most(epsilon: float, *, complete: bool) -> str:
+    return f"at most {bound(epsilon, 3)}" if complete else spent(epsilon, 3, complete=False)
 
 
 def _meaning(unit: str) -> str:
@@ -115,12 +139,14 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
             f"{knobs.l2_clip_norm:g}; Gaussian noise from the operating system's entropy is added to the sum"
         )
     return [
-        ("Unit of protection", unit),
+        ("Unit of privacy", unit),
         (
             "Neighbouring data sets",
-            f"add or remove one {run.unit}; the number of {run.unit}s is not revealed",
+            f"add or remove one {run.unit} (unbounded differential privacy); the number of {run.unit}s is "
+            "not revealed",
         ),
-        ("Epsilon", _epsilon_fact(run)),
+        ("Epsilon against the server and the other hospitals", _epsilon_fact(run)),
+        ("Epsilon against an outsider, who sees the final model only", _outsider_fact(run)),
         ("Delta", f"at most {tiny_bound(run.delta_max)}, by default 1 / (10 x enrolled {run.unit}s)"),
         ("Mechanism", mechanism),
         ("Sampling", sampling),
@@ -131,14 +157,16 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         ),
         (
             "Composition",
-            f"each epsilon covers all rounds of this run for the worst-off {run.unit}; what earlier runs "
-            "cost the same ones stands in the hospital's own ledger, which keeps the total within its budget "
-            "and tells nobody; hospitals hold different patients, so their epsilons do not add up",
+            f"scope: this run. Each epsilon covers all its rounds for the worst-off {run.unit}; what earlier "
+            "runs cost the same ones stands in the hospital's own ledger, which keeps the total within its "
+            "budget and tells nobody; hospitals hold different patients, so their epsilons do not add up",
         ),
         (
-            "Trust",
-            "noise is added before anything leaves the hospital: neither the server nor the other hospitals "
-            "nor the network are trusted with patients; each hospital is trusted with its own",
+            "Trust model",
+            "noise is added before anything leaves the hospital. Epsilon: neither the server nor the other "
+            "hospitals nor the network are trusted with patients; each hospital is trusted with its own. "
+            "Epsilon against an outsider, where it is smaller: server and other hospitals are trusted to "
+            "pass on no single update, no noise of their own and no wrong noise multiplier",
         ),
         ("Public numbers", _public_numbers(run)),
     ]
@@ -159,9 +187,17 @@ def _not_covered(run: RunRecord) -> list[str]:
         "timing, crashes and whether a hospital took part in a round",
         "a hospital's noise, and its leaving for want of budget, follow from what its patients spent: "
         "they can tell that patients of an earlier run take part again",
-        "rounding in floating-point arithmetic: the Gaussian noise is not discretised",
+        "floating point, as far as it remains: sums and noise are whole numbers of a public grid, but noise "
+        "beyond 8.3 standard deviations (probability 1e-16 a number) has gaps, and the last bits of a "
+        "gradient before clipping can depend on which others are in the step",
         "the images where they lie: guarding them is the hospital's task",
     ]
+    if any(h.epsilon_outsider_proven for h in run.hospitals):
+        limits.append(
+            "for the epsilon against an outsider: a hospital that works together with the outsider, the "
+            "rounding of each update to float32 before the average, and an update left out of a round for "
+            "its size (an honest one is, with probability below 1e-12)"
+        )
     if run.test_metrics:
         limits.insert(
             0,

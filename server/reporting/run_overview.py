@@ -44,6 +44,7 @@ def overview_of_hospitals(run: RunRecord) -> dict[str, Any]:
                 "enrolled_patients": hospital.enrolled_patients,
                 "epsilon": hospital.epsilon if run.private else None,
                 "epsilon_complete": hospital.epsilon_complete if run.private else None,
+                "epsilon_outsider": hospital.epsilon_outsider if run.private else None,
                 "budget": hospital.budget if run.private else None,
                 **_last_outcome(run, hospital.name),
             }

@@ -41,8 +41,19 @@ class HospitalSummary:
     """Updates that reached the server, aggregated or not."""
     epsilon_complete: bool
     """False when it may have charged for an update that the server never received or could not read."""
+    epsilon_outsider: float | None
+    """Against somebody who sees the final model only (`server.outsider`)."""
+    epsilon_outsider_proven: bool
+    """Whether it was derived for this run; else it is `epsilon` again."""
+    epsilon_outsider_reason: str
+    """Why it is smaller, or why it is not."""
     budget: float | None
     """Epsilon that the hospital's policy allows; known in simulations only."""
+
+    @property
+    def epsilon_outsider_complete(self) -> bool:
+        """Whether it covers all that is in the final model."""
+        return self.epsilon_outsider_proven or self.epsilon_complete
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +140,12 @@ class RunRecord:
         return _mapping(self.test.get("ci95")) or _mapping(_mapping(self.result.get("test")).get("ci95"))
 
     @property
+    def validation(self) -> Mapping[str, Any]:
+        """Scores from noised counts that hospitals have released; empty where there are none."""
+        block = _mapping(self.result.get("validation"))
+        return block if "noise" in block else {}
+
+    @property
     def learning_curve(self) -> list[Mapping[str, Any]]:
         """Scores of the checkpoints, one mapping per scored round and split, in round order."""
         points = [_mapping(point) for point in self.evaluation.get("per_round") or ()]
@@ -148,6 +165,13 @@ class RunRecord:
     def epsilon_incomplete(self) -> tuple[str, ...]:
         """Hospitals that may have charged more than the server knows; empty where nothing is claimed."""
         return tuple(h.name for h in self.hospitals if not h.epsilon_complete) if self.private else ()
+
+    @property
+    def outsider_max(self) -> float | None:
+        """Largest epsilon against an outsider; None unless it is known for every hospital that trained."""
+        trained = [h for h in self.hospitals if h.rounds or h.releases or h.epsilon is not None]
+        known = [h.epsilon_outsider for h in trained if h.epsilon_outsider is not None]
+        return max(known) if self.private and known and len(known) == len(trained) else None
 
     @property
     def delta_max(self) -> float | None:
@@ -260,6 +284,9 @@ def _hospital(folder: Path, entry: Mapping[str, Any]) -> HospitalSummary:
         rounds=None if rounds is None else int(rounds),
         releases=None if releases is None else int(releases),
         epsilon_complete=entry.get("epsilon_complete") is not False,
+        epsilon_outsider=number(entry.get("epsilon_outsider")),
+        epsilon_outsider_proven=entry.get("epsilon_outsider_proven") is True,
+        epsilon_outsider_reason=str(entry.get("epsilon_outsider_reason") or ""),
         budget=budget,
     )
 

@@ -17,6 +17,7 @@ from typing import Any
 
 PRELOAD = (
     "torch",
+    "torch._dynamo",
     "opacus",
     "flwr.clientapp",
     "client.app",

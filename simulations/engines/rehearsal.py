@@ -173,5 +173,5 @@ class Rehearsal:
 def operator_config(config: FederationConfig, network: NetworkSection) -> OperatorConfig:
     """The operator's settings for a simulation's federation."""
     sections = {name: getattr(config, name) for name in FederationConfig.model_fields}
-    sections["runtime"] = config.runtime.model_copy(update={"hospitals": "", "roster": ""})
+    sections["runtime"] = config.runtime.model_copy(update={"hospitals": "", "roster": "", "receipts": ""})
     return OperatorConfig(network=network, **sections)

@@ -10,6 +10,7 @@ from client.private_training import accumulate_clipped_gradients, per_row_gradie
 from client.training import make_optimizer
 from common.config import TrainingConfig
 from common.examples import Examples
+from common.privacy.noise import NoiseGrid, integer_noise
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import ReproducibleRandomness
 from common.tasks import make_task
@@ -117,6 +118,13 @@ def oracle_clipped_sum(model, inputs, targets, units, *, clip=1.0, task=TASK):
         gradient = patient_gradient(model, inputs[units == unit], targets[units == unit], task)
         total += gradient * min(1.0, clip / float(gradient.norm()))
     return total
+
+
+def noise_of_step(model, plan, stream):
+    """Noise that a step adds to the sum, as one float64 vector; the distribution has tests of its own."""
+    grid = NoiseGrid.of(plan, num_parameters=sum(p.numel() for p in model.parameters()))
+    each = [integer_noise(p.numel(), grid=grid, stream=stream) for p in model.parameters()]
+    return torch.from_numpy(np.concatenate(each) * grid.spacing)
 
 
 def relative_error(found, expected):

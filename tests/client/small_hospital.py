@@ -1,19 +1,16 @@
 """A hospital of a few tiny pictures on disk, and a server's messages to it: `client.app` from outside."""
 
 import os
-import signal
 from pathlib import Path
 
 import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-import client.round
 from client.app import app
+from client.fault_points import VARIABLE
 from client.images.parts import write_part
 from client.ledger import Ledger
-from client.outbox import Outbox
-from client.release import Door
 from common import messages
 from common.config import PublicPlan
 from common.examples import Examples
@@ -112,10 +109,14 @@ def ask_as(node_config, request: Message, **run_config) -> RecordDict:
 
 
 def everything_in(content: RecordDict) -> dict:
-    """All that an answer holds, arrays as their encoded bytes."""
+    """All that an answer holds, arrays as their encoded bytes.
+
+    Not the ledger's receipt: only this hospital can read it, and it is encrypted anew each time.
+    """
     return {
         name: {key: getattr(value, "data", value) for key, value in record.items()}
         for name, record in content.items()
+        if name != messages.LEDGER_RECEIPT
     }
 
 
@@ -123,23 +124,10 @@ def charges(toml: Path):
     return Ledger.examine(toml.parent / "ledger", create=True).charges()
 
 
-BOUNDARIES = {
-    "before the charge": (Ledger, "charge"),
-    "after the charge": (client.round, "_trained"),
-    "after training": (Outbox, "seal"),
-    "after sealing": (Ledger, "mark_sealed"),
-    "before sending": (Door, "update"),
-}
-"""Where a round can be cut: the call that is never made."""
-
-
-def ask_and_die(connection, toml: str, boundary: str) -> None:
-    """In a process of its own: answer a training request, killed by SIGKILL at `boundary`."""
-
-    def die(*_, **__):
-        connection.send_bytes(boundary.encode())
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    setattr(*BOUNDARIES[boundary], die)
+def ask_and_die(connection, toml: str, point: str) -> None:
+    """In a process of its own: answer a training request, killed by SIGKILL at this step of the round."""
+    os.environ[VARIABLE] = point
     TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+    connection.send_bytes(b"asked")
     ask(Path(toml), training_request())
+    connection.send_bytes(b"answered")

@@ -55,12 +55,14 @@ def test_the_model_is_kept_with_card_and_hashes_and_confirmed(hospital):
     weights = weights_of(make_plan())
     answer = ask(hospital, closing())
     assert set(answer) == {"envelope", "receipt"}
-    assert dict(answer["receipt"]) == {"sha256": parameters_sha256(weights)}
+    assert set(answer["receipt"]) == {"sha256", "certificate"}
+    assert answer["receipt"]["sha256"] == parameters_sha256(weights)
     folder = models_of(hospital) / RUN
     assert {path.name for path in folder.iterdir()} == {
         "model.safetensors",
         "model.json",
         "MODEL_CARD.md",
+        "certificate.json",
         "manifest.json",
     }
     assert manifest_problem(folder, required=["model.safetensors"]) is None

@@ -6,7 +6,13 @@ import torch
 from scipy.stats import chi2
 from torch import nn
 
-from client.patient_optimizer import PatientDPOptimizer, clip_factors, squared_norms, sum_rows_of_units
+from client.patient_optimizer import (
+    PatientDPOptimizer,
+    clip_factors,
+    squared_norms,
+    sum_on_grid,
+    sum_rows_of_units,
+)
 from client.private_training import per_row_gradients
 from common.config import TrainingConfig
 from common.errors import GuardError
@@ -16,6 +22,7 @@ from tests.client.dp_oracle import (
     clipped_sum,
     make_dp_optimizer,
     make_plan,
+    noise_of_step,
     oracle_clipped_sum,
     patient_gradient,
     random_rows,
@@ -115,9 +122,7 @@ def released(model):
 
 def noise_of(plan, randomness, model, *, step=0, round_number=1):
     stream = randomness.stream(purpose="noise", round_number=round_number, step=step)
-    return plan.noise_stddev * torch.from_numpy(
-        np.concatenate([stream.normal(p.numel()) for p in model.parameters()])
-    )
+    return noise_of_step(model, plan, stream)
 
 
 @pytest.mark.parametrize("num_patients", [0, 1, 6])
@@ -278,3 +283,65 @@ def test_it_is_one_step_under_opacus():
     from opacus.optimizers import DPOptimizer
 
     assert PatientDPOptimizer.__bases__ == (DPOptimizer,)
+
+
+def whole_numbers(optimizer, model):
+    """What one step releases, before the division, in grid points; float64, exact below 2**53."""
+    seen = []
+    real = torch.Tensor.mul_
+
+    def noting(tensor, other):
+        if tensor.dtype == torch.float64 and isinstance(other, float):
+            seen.append(tensor.clone().flatten())
+        return real(tensor, other)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "mul_", noting)
+        optimizer.add_noise()
+    assert len(seen) == len(list(model.parameters()))
+    return torch.cat(seen)
+
+
+def test_floating_point_what_is_released_are_whole_numbers_of_the_grid():
+    """The neighbour, in exact arithmetic: with the same noise the releases differ by the patient alone."""
+    model, plan = small_network(), make_plan(l2_clip_norm=0.3)
+    inputs, targets = random_rows(RAGGED)
+    patient, sums, releases = RAGGED == 3, [], []
+    for kept in (np.ones(len(RAGGED), dtype=bool), ~patient, patient):
+        with per_row_gradients(model) as wrapped:
+            optimizer = make_dp_optimizer(model, plan, randomness=ReproducibleRandomness(2, "one"))
+            rows = torch.from_numpy(kept)
+            accumulate_all(wrapped, optimizer, inputs[rows], targets[rows], RAGGED[kept], max_rows=1)
+            sums.append(summed(model) / optimizer.grid.spacing)
+            releases.append(whole_numbers(optimizer, model))
+            # From outside: what leaves is a float32 next to a whole number of the grid.
+            outside = released(model) * plan.expected_batch_size / optimizer.grid.spacing
+            assert ((outside - releases[-1]).abs() <= 2.0**-23 * outside.abs()).all()
+    for numbers in (*sums, *releases):
+        assert torch.equal(numbers, numbers.round())
+        assert numbers.abs().max() < 2**53
+    # One patient at a time, so the kernels see the same rows: every difference is exact.
+    assert torch.equal(sums[0] - sums[1], sums[2])
+    assert torch.equal(releases[0] - releases[1], sums[2])
+    # Rounding made the patient larger by no more than the noise was raised for.
+    rounded = float(sums[2].norm()) * optimizer.grid.spacing
+    assert rounded <= plan.l2_clip_norm * optimizer.grid.noise_stddev / plan.noise_stddev
+
+
+def test_floating_point_sums_do_not_depend_on_the_order():
+    generator = torch.Generator().manual_seed(0)
+    scales = 10.0 ** torch.randint(-6, 6, (300, 1), generator=generator)
+    gradients = torch.randn(300, 1000, generator=generator) * scales
+    factors = torch.rand(300, generator=generator, dtype=torch.float64) / gradients.norm(dim=1).double()
+    order = torch.randperm(300, generator=generator)
+    found = sum_on_grid(gradients, factors, spacing=2.0**-25)
+    again = sum_on_grid(gradients[order], factors[order], spacing=2.0**-25)
+    assert torch.equal(found, again)
+    # The slow way, in whole numbers of Python.
+    exact = [
+        sum(round(float(g) * float(f) * 2**25) for g, f in zip(gradients[:, column], factors, strict=True))
+        for column in range(5)
+    ]
+    assert (found[:5] * 2**25).tolist() == exact
+    # In float32, as matrix products are otherwise, the order shows.
+    assert not torch.equal(factors.float() @ gradients, factors[order].float() @ gradients[order])

@@ -1,8 +1,11 @@
 """The policy: what a server may ask, how much noise follows, and with which code it is refused."""
 
+from dataclasses import replace
+
 import pytest
 
-from client.policy import TrainingRequest, affordable_rounds, agree
+from client.limits import Behind, affordable_rounds
+from client.policy import TrainingRequest, agree, require_allowed
 from common.config import PrivacyKnobs, PublicPlan
 from common.errors import BudgetError, PolicyError, Refusal, RefusalCode
 from common.hospital_config import HospitalConfig
@@ -32,11 +35,13 @@ def request(*, rounds=6, round_number=1, private=True, reproducible=False, **kno
         unit="patient",
         image_size=28,
         classes=("normal", "opacity"),
+        model="softmax",
+        task="classification",
     )
 
 
-def ask(config, asked, histories=((),), **more):
-    return agree(config, asked, histories=histories, **more)
+def ask(config, asked, histories=((),), run=(), **more):
+    return agree(config, asked, Behind(histories=histories, run_events=run), **more)
 
 
 def events(plan, rounds):
@@ -191,7 +196,7 @@ def test_fixed_mode_with_a_budget_for_three_rounds_trains_three_times():
             plan = ask(config, request(round_number=number, local_steps=2), [past])
         except BudgetError:
             break
-        assert affordable_rounds(config, plan, [past]) == 3 - trained
+        assert affordable_rounds(config, plan, Behind(histories=[past])) == 3 - trained
         trained += 1
         past = (*past, plan.event())
     assert trained == 3
@@ -215,3 +220,83 @@ def test_the_request_is_read_from_the_public_plan():
     assert (asked.rounds, asked.round_number, asked.remaining_rounds) == (9, 3, 7)
     assert (asked.private, asked.reproducible, asked.unit) == (True, True, "image")
     assert asked.knobs.local_steps == 4
+    assert (asked.model, asked.task) == (plan.model.name, plan.data.task)
+
+
+# --- what one run may spend ---
+
+
+def of(noise, steps):
+    return PrivacyEvent(sampling_rate=1, noise_multiplier=noise, steps=steps)
+
+
+def test_a_run_with_a_cap_of_its_own_is_solved_for_the_cap_and_leaves_the_rest():
+    config = hospital(run_epsilon=1.0)
+    plan = ask(config, request())
+    assert 0.99 < epsilon([events(plan, 6)], delta=config.delta) <= 1.0
+    # Solving for a budget of 1 gives the same noise; another run finds two thirds of the budget.
+    assert plan == ask(hospital(epsilon=1.0), request())
+    second = ask(config, request(), [(events(plan, 6),)])
+    assert second == plan
+
+
+def test_where_less_than_the_cap_is_left_the_budget_decides():
+    config = hospital(run_epsilon=2.0)
+    past = [(of(6.0, 16),)]
+    plan = ask(config, request(), past)
+    whole = epsilon([*past[0], events(plan, 6)], delta=config.delta)
+    assert 2.99 < whole <= 3.0
+    assert epsilon([events(plan, 6)], delta=config.delta) < 2.0
+
+
+def test_with_fixed_noise_the_cap_ends_the_run_and_not_the_budget():
+    delta = 1 / (10 * N)
+    cap = epsilon([of(6.0, 4)], delta=delta)
+    config = hospital(mode="fixed", noise_multiplier=6.0, epsilon=50.0, run_epsilon=cap)
+    elsewhere, run = (of(6.0, 30),), ()
+    for number in (1, 2):
+        behind = Behind(histories=[(*elsewhere, *run)], run_events=run)
+        asked = request(round_number=number, local_steps=2)
+        assert affordable_rounds(config, ask(config, asked), behind) == 3 - number
+        plan = ask(config, asked, behind.histories, run)
+        run = (*run, plan.event())
+    with pytest.raises(BudgetError) as caught:
+        ask(config, request(round_number=3, local_steps=2), [(*elsewhere, *run)], run)
+    assert caught.value.refusal is RefusalCode.BUDGET
+    for words in (f"{cap:.4g}", "policy.run-epsilon", "asked: 2 step(s) at noise multiplier 6"):
+        assert words in str(caught.value)
+    # Another run begins with nothing of its own behind it.
+    assert ask(config, request(local_steps=2), [(*elsewhere, *run)]) == plan
+
+
+def test_a_cap_below_any_noise_is_a_matter_of_policy_not_of_a_spent_budget():
+    with pytest.raises(PolicyError, match="more noise"):
+        ask(hospital(run_epsilon=0.01, maximum_noise_multiplier=50.0), request())
+
+
+def test_what_a_person_approved_is_a_cap_with_a_code_of_its_own():
+    config = hospital(mode="fixed", noise_multiplier=6.0, epsilon=50.0)
+    cap = epsilon([of(6.0, 2)], delta=config.delta)
+    plan = ask(config, request(round_number=2), [(of(6.0, 1),)], (of(6.0, 1),), approved_epsilon=cap)
+    with pytest.raises(Refusal) as caught:
+        ask(config, request(round_number=3), [(of(6.0, 2),)], (of(6.0, 2),), approved_epsilon=cap)
+    assert caught.value.code is RefusalCode.APPROVAL
+    assert plan.noise_multiplier == 6.0
+    solved = ask(hospital(), request(), approved_epsilon=1.0)
+    assert solved == ask(hospital(epsilon=1.0), request())
+
+
+@pytest.mark.parametrize(
+    ("policy", "refused", "allowed"),
+    [
+        ({"models": ("cnn", "resnet18")}, {"model": "softmax"}, {"model": "cnn"}),
+        ({"tasks": ("segmentation",)}, {"task": "classification"}, {"task": "segmentation"}),
+        ({"unit": "patient"}, {"unit": "image"}, {"unit": "patient"}),
+    ],
+)
+def test_only_what_the_hospital_lists_is_trained(policy, refused, allowed):
+    with pytest.raises(PolicyError) as caught:
+        require_allowed(hospital(**policy), replace(request(), **refused))
+    assert caught.value.refusal is RefusalCode.POLICY
+    require_allowed(hospital(**policy), replace(request(), **allowed))
+    require_allowed(hospital(), replace(request(), **refused))

@@ -22,6 +22,7 @@ from tests.client.dp_oracle import (
     TASK,
     examples_of,
     make_plan,
+    noise_of_step,
     oracle_clipped_sum,
     relative_error,
     small_network,
@@ -64,11 +65,8 @@ def oracle_round(examples, plan, *, rate, momentum=0.0, weight_decay=0.0, round_
         total = oracle_clipped_sum(
             model, images[rows], targets[rows], examples.units[rows.numpy()], clip=plan.l2_clip_norm
         )
-        noise = RANDOMNESS.stream(purpose="noise", **where)
-        noise = np.concatenate([noise.normal(p.numel()) for p in model.parameters()])
-        gradient = (total + plan.noise_multiplier * plan.l2_clip_norm * torch.from_numpy(noise)) / (
-            plan.sampling_rate * plan.enrolled_units
-        )
+        noise = noise_of_step(model, plan, RANDOMNESS.stream(purpose="noise", **where))
+        gradient = (total + noise) / (plan.sampling_rate * plan.enrolled_units)
         velocity = momentum * velocity + gradient
         weights = flat(read_parameters(model)) * (1 - rate * weight_decay) - rate * velocity
         nn.utils.vector_to_parameters(weights.float(), model.parameters())
@@ -107,17 +105,9 @@ def test_trap_9_a_hospital_without_patients_releases_noise_alone():
     plan = make_plan(steps=3)
     found = flat(run(small_network(), empty, plan, TrainingConfig(learning_rate=1.0)).parameters)
     moved = found - flat(read_parameters(small_network()))
-    noise = sum(
-        np.concatenate(
-            [
-                stream.normal(p.numel())
-                for stream in [RANDOMNESS.stream(purpose="noise", round_number=1, step=step)]
-                for p in small_network().parameters()
-            ]
-        )
-        for step in range(3)
-    )
-    assert relative_error(moved, -torch.from_numpy(noise) * plan.noise_stddev / 10) < 1e-5
+    streams = [RANDOMNESS.stream(purpose="noise", round_number=1, step=step) for step in range(3)]
+    noise = sum(noise_of_step(small_network(), plan, stream) for stream in streams)
+    assert relative_error(moved, -noise / 10) < 1e-5
 
 
 class CountingTask(Classification):

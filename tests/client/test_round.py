@@ -12,7 +12,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 from PIL import Image
 from safetensors.numpy import save
 
+import client.requests
 import client.round
+from client.fault_points import POINTS
+from client.ledger import Ledger
+from client.outbox import SealedAnswer
 from common import messages
 from common.errors import RefusalCode
 from common.messages import refusal_code
@@ -21,7 +25,6 @@ from common.privacy.accountant import epsilon
 from common.privacy.plan import PrivacyEvent
 from simulations.engines.processes import start_process, stop_process
 from tests.client.small_hospital import (
-    BOUNDARIES,
     CLASSES,
     ENROLLED,
     PATIENTS,
@@ -57,8 +60,17 @@ def trainings(monkeypatch):
     return begun
 
 
+def set_clock(monkeypatch, clock):
+    for module in (client.round, client.requests):
+        monkeypatch.setattr(module, "time", SimpleNamespace(time=clock))
+
+
 def delta_in(answer):
     return from_record(answer[messages.ARRAYS], template_of(weights_of(make_plan())))
+
+
+def digest_of(answer):
+    return SealedAnswer(delta=delta_in(answer), metrics=dict(answer["metrics"])).digest
 
 
 def log_of(toml):
@@ -70,7 +82,7 @@ def log_of(toml):
 
 def test_an_answer_is_the_delta_the_envelope_and_the_plans_own_numbers(hospital):
     answer = ask(hospital, training_request())
-    assert set(answer) == {"envelope", "arrays", "metrics"}
+    assert set(answer) == {"envelope", "arrays", "metrics", messages.LEDGER_RECEIPT}
     (charge,) = charges(hospital)
     metrics = dict(answer["metrics"])
     assert set(metrics) == messages.METRIC_WHITE_LIST
@@ -81,7 +93,7 @@ def test_an_answer_is_the_delta_the_envelope_and_the_plans_own_numbers(hospital)
     assert metrics["delta"] == charge.delta == 1 / (10 * ENROLLED)
     claimed = epsilon([event], delta=metrics["delta"])
     assert claimed <= metrics["epsilon"] <= 1.005 * claimed
-    assert charge.sealed_sha256 == parameters_sha256(delta_in(answer))
+    assert charge.sealed_sha256 == digest_of(answer)
     assert messages.Envelope.from_record(answer) == envelope_of(weights_of(make_plan()))
 
 
@@ -122,30 +134,34 @@ def test_the_same_question_four_times_at_once_is_trained_once(hospital, training
     assert len(charges(hospital)) == len(trainings) == 1
 
 
-@pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_a_round_killed_anywhere_is_answered_once_on_one_charge(hospital, boundary):
-    process, connection = start_process(ask_and_die, (str(hospital), boundary), name="hospital")
+@pytest.mark.parametrize("point", POINTS)
+def test_a_round_killed_anywhere_is_answered_once_on_one_charge(hospital, point):
+    process, connection = start_process(ask_and_die, (str(hospital), point), name="hospital")
     try:
-        assert connection.poll(60)
-        assert connection.recv_bytes().decode() == boundary
+        assert connection.recv_bytes() == b"asked"
+        with pytest.raises(EOFError):
+            connection.recv_bytes()
         process.join(20)
         assert process.exitcode == -9
     finally:
         stop_process(process, connection)
+    at = POINTS.index(point)
     before = charges(hospital)
-    assert len(before) == (boundary != "before the charge")
+    assert len(before) == (at > 0)
+    assert [charge.sealed_sha256 is not None for charge in before] == [at >= POINTS.index("marked")][:at]
     sealed = [path.read_bytes() for path in hospital.parent.glob("state/outbox/*.safetensors")]
-    assert len(sealed) == (boundary in ("after sealing", "before sending"))
+    assert len(sealed) == (at >= POINTS.index("sealed-before-mark"))
 
     answer = ask(hospital, training_request())
     (charge,) = charges(hospital)
-    assert charge.sealed_sha256 == parameters_sha256(delta_in(answer))
+    assert charge.sealed_sha256 == digest_of(answer)
     assert charge.event.noise_multiplier == answer["metrics"]["noise-multiplier"]
     assert not before or before[0].hash == charge.hash
     if sealed:  # what was sealed is what is sent
         (file,) = hospital.parent.glob("state/outbox/*.safetensors")
         assert file.read_bytes() == sealed[0]
     assert everything_in(ask(hospital, training_request())) == everything_in(answer)
+    assert Ledger.open(hospital.parent / "ledger").verify() == []
 
 
 def test_an_answer_that_was_lost_after_sealing_is_not_trained_again(hospital, trainings):
@@ -408,7 +424,7 @@ def test_a_deadline_in_mid_training_ends_it_and_the_charge_is_used_later(hospita
     request = training_request()
     now = time.time()
     times = iter([now, now, now, now + 7200])  # limit, arrival, before the charge, before step 1
-    monkeypatch.setattr(client.round, "time", SimpleNamespace(time=lambda: next(times)))
+    set_clock(monkeypatch, lambda: next(times))
     assert refusal_code(ask(hospital, request)) is RefusalCode.LATE
     (before,) = charges(hospital)
     assert before.sealed_sha256 is None
@@ -427,7 +443,7 @@ def test_a_round_that_is_late_once_the_images_are_read_is_not_paid_for(hospital,
         return real(*arguments)
 
     monkeypatch.setattr(client.round, "_checked_images", slowly)
-    monkeypatch.setattr(client.round, "time", SimpleNamespace(time=lambda: time.time() + sum(late)))
+    set_clock(monkeypatch, lambda: time.time() + sum(late))
     assert refusal_code(ask(hospital, request)) is RefusalCode.LATE
     assert charges(hospital) == ()
     assert not trainings

@@ -74,7 +74,14 @@ def test_the_plan_travels_and_nothing_else_does():
     )
     record = messages.plan_to_record(plan)
     assert messages.plan_from_record(RecordDict({"request": record})) == plan
-    assert {key.split(".")[0] for key in record} == {"federation", "data", "model", "training", "privacy", "evaluation"}
+    assert {key.split(".")[0] for key in record} == {
+        "federation",
+        "data",
+        "model",
+        "training",
+        "privacy",
+        "evaluation",
+    }
 
 
 @pytest.mark.parametrize(

@@ -81,9 +81,11 @@ def test_decrypted_a_hospital_sends_the_white_list_and_nothing_else(tmp_path):
     assert {name for name, _ in between.asked} <= calls
     sent = sent_by_the_hospital(between.asked)
     kinds = Counter(kind for kind, _ in sent)
-    assert kinds == {messages.HELLO: 1, messages.TRAIN: 2, messages.CLOSING: 1}
+    assert kinds == {messages.HELLO: 1, messages.TRAIN: 2, messages.EVALUATE: 1, messages.CLOSING: 1}
     for kind, message in sent:
-        expected = {messages.ENVELOPE: ENVELOPE, **MAY_LEAVE[kind]}
+        # Phantoms have no validation split, and their hospital releases no metrics.
+        may_leave = {messages.REFUSAL: {"code"}} if kind == messages.EVALUATE else MAY_LEAVE[kind]
+        expected = {messages.ENVELOPE: ENVELOPE, **may_leave}
         assert set(message.content) == set(expected)
         for name, keys in expected.items():
             assert keys is None or set(message.content[name]) == keys

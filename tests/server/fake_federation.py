@@ -20,6 +20,20 @@ from common.settings import parse, to_flat
 from server.app import main
 
 TEMPLATE = {"bias": (3,), "weight": (4, 3)}
+HISTOGRAMS = [
+    0.0,
+    1.0,
+    1.0,
+    2.0,
+    1.0,
+    5.0,
+    10.0,
+    10.0,
+    10.0,
+    10.0,
+    *reversed([0.0, 1.0, 1.0, 3.0, 5.0, 10.0, 5.0, 5.0, 10.0, 10.0]),
+]
+"""50 patients with the finding, 50 without, by the probability of the finding."""
 CONFIG = {
     "federation": {"rounds": 3},
     "privacy": {"local-steps": 2},
@@ -83,6 +97,8 @@ class NumpyHospital:
     ) -> None:
         self.name, self.enrolled, self.tamper = name, enrolled, tamper
         self.asked: list[Envelope] = []
+        self.scored: list[Envelope] = []
+        self.counts = {"confusion": [40.0, 10.0, 5.0, 45.0], "scores": HISTOGRAMS}
         self.model: dict[str, bytes] | None = None
 
     def __call__(self, request: Message):
@@ -95,6 +111,14 @@ class NumpyHospital:
             self.model = {name: array.data for name, array in arrays.items()}
             stored = parameters_sha256(arrays_in(request.content))
             reply = messages.answer(request, envelope, receipt=ConfigRecord({"sha256": stored}))
+        elif kind == messages.EVALUATE:
+            self.scored.append(envelope)
+            reply = messages.answer(
+                request,
+                envelope,
+                counts=MetricRecord(dict(self.counts)),
+                metrics=MetricRecord(self.costs(request)),
+            )
         else:
             self.asked.append(envelope)
             weights = arrays_in(request.content)
@@ -117,6 +141,12 @@ class NumpyHospital:
     def delta(self, weights, round_number: int) -> dict[str, np.ndarray]:
         noise = some_parameters(*self.name.encode(), round_number)
         return {name: np.float32(0.1) * noise[name] - np.float32(0.05) * weights[name] for name in weights}
+
+    def costs(self, request: Message) -> dict:
+        """What goes with the counts: noise of 0.3 sqrt(2) on each, an epsilon above its cost, 15.2."""
+        spent = {"noise-multiplier": 0.3, "epsilon": 16.0 * len(self.scored), "delta": 1e-3}
+        claims = messages.plan_from_record(request.content).claims_privacy
+        return {"num-examples": self.enrolled} | (spent if claims else {})
 
     def metrics(self, request: Message, round_number: int) -> dict:
         public = {"num-examples": self.enrolled, "training-started": 1.0, "training-ended": 1.5}

@@ -10,6 +10,7 @@ import pytest
 
 from common import messages
 from common.parameters import parameters_sha256, template_of
+from server.outsider import SEVERAL_STEPS
 from tests.server.fake_federation import (
     TEMPLATE,
     FakeGrid,
@@ -51,6 +52,11 @@ def test_a_run_is_fedavg_and_leaves_everything(folder):
         "epsilon": 1.5,
         "delta": 1e-3,
         "epsilon_complete": True,
+        "epsilon_outsider": 1.5,
+        "epsilon_outsider_proven": False,
+        "epsilon_outsider_reason": SEVERAL_STEPS,
+        "validation_epsilon": 16.0,
+        "validation_epsilon_complete": True,
         "noise_multiplier": 4.0,
         "sample_rate": 0.5,
         "steps": 6,
@@ -133,6 +139,7 @@ def test_messages_hold_what_the_contract_names_and_nothing_else(folder):
     assert records == {
         messages.HELLO: {"envelope"},
         messages.TRAIN: {"envelope", "arrays", "request"},
+        messages.EVALUATE: {"envelope", "arrays", "request"},
         messages.CLOSING: {"envelope", "arrays", "model"},
     }
     for message in grid.sent:

@@ -34,8 +34,13 @@ def test_privacy_statement_names_what_nist_sp_800_226_asks_for(tmp_path):
         "Poisson",
         "PLD",
         "Composition",
-        "Trust",
-        "| east | 2.650 | 3.34e-4 | 2.500 | .500 | 6 |",
+        "scope: this run",
+        "Trust model",
+        "unbounded differential privacy",
+        "**Epsilon against the server and the other hospitals**: at most 2.650",
+        "**Epsilon against an outsider, who sees the final model only**: at most 1.300. Why: sums only",
+        "a hospital that works together with the outsider",
+        "| east | 2.650 | 1.300 | 3.34e-4 | 2.500 | .500 | 6 |",
         "Not covered",
     ):
         assert words in statement, words

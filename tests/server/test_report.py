@@ -245,3 +245,64 @@ def test_markup_is_escaped_unless_it_was_built_here():
     assert tag("b", "<x>", title='"') == '<b title="&quot;">&lt;x&gt;</b>'
     assert tag("p", tag("b", "1"), ["&", Html("<i></i>")]) == "<p><b>1</b>&amp;<i></i></p>"
     assert "<script>" not in table("<script>", ("<script>",), [("<script>",)])
+
+
+VALIDATION = {
+    "round": 6,
+    "model_sha256": "ab" * 32,
+    "hospitals": ["north", "south"],
+    "left_out": {"east": "metrics"},
+    "auc": 0.853,
+    "accuracy": None,
+    "noise": {"auc": 0.021, "accuracy": None},
+    "epsilon": 1.001,
+    "delta": 1e-3,
+}
+
+
+def test_noised_counts_of_the_hospitals_are_shown_with_their_noise_and_their_cost(tmp_path):
+    folder = build_run(tmp_path / "run", validation=VALIDATION)
+    write_report(folder)
+    for name in ("report.html", "MODEL_CARD.md"):
+        text = (folder / name).read_text()
+        assert "2 hospitals (1 gave none)" in text, name
+        for words in (".853", ".021", "1.001", "1.00e-3", "Validation patients do not train"):
+            assert words in text, (name, words)
+    assert "Validation at the hospitals" in (folder / "report.html").read_text()
+
+
+def test_without_released_counts_there_is_no_such_part(tmp_path):
+    folder = build_run(tmp_path / "run", validation={"auc": 0.9, "ci95": {"auc": [0.8, 1.0]}})
+    write_report(folder)
+    assert "Validation at the hospitals" not in (folder / "report.html").read_text()
+
+
+def test_the_page_states_two_epsilons_per_hospital_and_why(tmp_path):
+    folder = build_run(tmp_path / "run")
+    write_report(folder)
+    text = (folder / "report.html").read_text()
+    for words in (
+        "against an outsider",
+        "2.650</td><td>1.300",
+        "Epsilon against an outsider, who sees the final model only",
+        "at most 1.300. Why: sums only",
+    ):
+        assert words in text, words
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"epsilon_outsider_proven": False, "epsilon_complete": False}, "1.300 or more. Why: "),
+        ({"epsilon_outsider_proven": True, "epsilon_complete": False}, "at most 1.300. Why: "),
+        ({"epsilon_outsider": None}, "not stated for this run: nothing smaller"),
+        ({"epsilon_outsider_reason": "alone"}, "2 of 3 hospitals: sums only; 1 of 3 hospitals: alone"),
+    ],
+)
+def test_the_second_epsilon_is_said_as_surely_as_it_is_known(tmp_path, changes, words):
+    folder = build_run(tmp_path / "run")
+    result = json.loads((folder / "result.json").read_text())
+    result["hospitals"][2] |= changes
+    (folder / "result.json").write_text(json.dumps(result))
+    write_report(folder)
+    assert words in (folder / "report.html").read_text()

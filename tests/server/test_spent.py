@@ -185,7 +185,14 @@ def test_a_later_answer_covers_an_earlier_silence_since_epsilon_is_cumulative(fo
 
 @pytest.mark.parametrize(
     ("code", "complete"),
-    [(RefusalCode.BUDGET, True), (RefusalCode.POLICY, True), (RefusalCode.CONFLICT, False)],
+    [
+        (RefusalCode.BUDGET, True),
+        (RefusalCode.POLICY, True),
+        (RefusalCode.SELF_TEST, True),
+        (RefusalCode.METRICS, True),
+        (RefusalCode.CONFLICT, False),
+        (RefusalCode.APPROVAL, False),
+    ],
 )
 def test_a_refusal_before_the_charge_leaves_nothing_open(folder, code, complete):
     run(make_config(folder), FakeGrid(three_hospitals(b=in_round(3, refuse(code)))))

@@ -3,13 +3,16 @@
 import itertools
 import json
 import math
+import statistics
 
 import pytest
 import torch
 import typer
 from typer.testing import CliRunner
 
+from common.config import ModelSpec
 from common.errors import ConfigError
+from common.models.registry import build_model
 from simulations.bench import STEP_COLUMNS, BenchSettings, bench, other_lines, step_rows
 from simulations.bench_commands import mount
 from simulations.benchmarks.cases import ALL_CASES, StepCase, parse_cases
@@ -17,7 +20,7 @@ from simulations.benchmarks.dp_step import DP, HOOKS, SGD, spread, steps_of
 from simulations.benchmarks.interleaving import interleave
 from tests.client.dp_oracle import relative_error
 
-SCHEMA = {"dp_step", "wire", "server", "engine", "machine"}
+SCHEMA = {"dp_step", "noise", "wire", "server", "engine", "machine"}
 STEP = {
     "case",
     "seconds_sgd",
@@ -26,7 +29,9 @@ STEP = {
     "speedup_over_hooks",
     "speedup_over_ghost",
     "memory_ratio",
+    "noise_share",
 }
+TINY_SPEC = ModelSpec(name="cnn-small", channels=1, image_size=17, num_outputs=2)
 TINY = BenchSettings(
     cases=parse_cases("cnn-small:17:8:ragged"),
     threads=1,
@@ -72,6 +77,17 @@ def test_every_figure_comes_from_its_raw_seconds(content):
     assert min(server["seconds_spool"], server["seconds_reduce"], server["seconds_numpy"]) > 0
 
 
+def test_the_noise_is_measured_beside_the_usual_one(content):
+    noise, (step,) = content["noise"], content["dp_step"]
+    raw = noise["raw"]
+    middle = {way: statistics.median(seconds) / raw["numbers"] for way, seconds in raw["seconds"].items()}
+    assert set(middle) == {"torch", "torch-four", "cipher", "grid"}
+    assert noise["nanoseconds"] == pytest.approx({way: 1e9 * second for way, second in middle.items()})
+    assert noise["seconds_large_model"] == pytest.approx(25e6 * middle["grid"])
+    parameters = sum(p.numel() for p in build_model(TINY_SPEC).parameters())
+    assert step["noise_share"] == pytest.approx(parameters * middle["grid"] / step["seconds_dp"])
+
+
 def test_memory_is_measured_or_its_absence_explained(content):
     (step,) = content["dp_step"]
     if step["memory_ratio"] is None:
@@ -100,7 +116,7 @@ def test_a_person_gets_every_figure_too(content):
     (row,) = step_rows(content)
     assert len(row) == len(STEP_COLUMNS)
     shown = "\n".join(other_lines(content))
-    assert all(word in shown for word in ("update", "server", "engine", "machine"))
+    assert all(word in shown for word in ("noise", "update", "server", "engine", "machine"))
 
 
 def test_a_busy_machine_is_said(content):

@@ -246,3 +246,49 @@ def test_grey_arrays_need_no_look(shared_data: Path) -> None:
 
     path = shared_data / "pneumoniamnist" / "pneumoniamnist.npz"
     assert channels_of(read_records(DataConfig(path=str(path)), classes=None)) == 1
+
+
+def test_named_validation_patients_are_dealt_out_to_the_hospitals(tmp_path: Path) -> None:
+    data = write_generated_data(
+        tmp_path / "data", layout="npz", hospitals=2, patients_per_hospital=60, image_size=28, seed=0
+    )
+    prepared = prepare(make_scenario({"data": str(data), "hospitals": 3, "out": str(tmp_path / "run")}))
+    held = prepared.held_back.sets["validation"]
+    parts = [hospital_images(prepared, hospital.name)[1] for hospital in prepared.hospitals]
+    assert sum(part.validation.num_units for part in parts) == len(np.unique(held.units))
+    assert sum(part.validation.num_rows for part in parts) == len(held.targets)
+    # Every picture is one of those that the simulation holds back, and none is in two hospitals.
+    dealt = [picture.tobytes() for part in parts for picture in part.validation.inputs["image"]]
+    assert sorted(dealt) == sorted(picture.tobytes() for picture in held.images)
+    for part in parts:
+        assert part.train.num_units
+        assert not set(part.train.unit_ids) & set(part.validation.unit_ids)
+    again = prepare(make_scenario({"data": str(data), "hospitals": 3, "out": str(tmp_path / "again")}))
+    for hospital, part in zip(again.hospitals, parts, strict=True):
+        _, repeated = hospital_images(again, hospital.name)
+        assert repeated.validation.inputs["image"].tobytes() == part.validation.inputs["image"].tobytes()
+
+
+def test_by_column_validation_patients_go_to_their_own_site(tmp_path: Path) -> None:
+    def site_of(patient: int) -> str:
+        return f"site-{patient % 3 % 2}"
+
+    def split_of(patient: int) -> str:
+        return ("train", "train", "val", "test")[patient // 3 % 4]
+
+    rows = [(*row, split_of(int(row[2].rpartition("-")[2]))) for row in planted_rows(96, site_of)]
+    table = write_films(tmp_path / "data", rows, header="path,label,patient,site,split")
+    flags = {"data": str(table), "partition": "column:site", "image_size": 28, "out": str(tmp_path / "run")}
+    prepared = prepare(make_scenario(flags))
+    held = prepared.held_back.sets["validation"]
+    for position, hospital in enumerate(prepared.hospitals):
+        _, images = hospital_images(prepared, hospital.name)
+        assert images.validation.num_rows == (held.hospitals == position).sum() > 0
+
+
+def test_without_a_validation_split_simulated_hospitals_release_no_metrics(tmp_path: Path) -> None:
+    prepared = prepare(make_scenario({"hospitals": 2, "out": str(tmp_path / "run")}))
+    for hospital in prepared.hospitals:
+        config, images = hospital_images(prepared, hospital.name)
+        assert images.validation.num_units == 0
+        assert config.release.metrics == ()

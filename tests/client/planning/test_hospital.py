@@ -73,7 +73,7 @@ def test_the_patients_compared_are_those_that_are_charged(tmp_path, monkeypatch)
     enrol(toml)
     train(toml, make_plan(), rounds=1)
     asked = []
-    monkeypatch.setattr(Ledger, "histories", lambda _, cohort: [asked.append(cohort)] and [()])
+    monkeypatch.setattr(Ledger, "histories", lambda _, cohort, **__: [asked.append(cohort)] and [()])
     found(toml)
     (charge,) = charges(toml)
     assert [cohort.digest for cohort in asked] == [charge.cohort_digest]

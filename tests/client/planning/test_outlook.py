@@ -126,7 +126,7 @@ def test_after_an_earlier_run_the_rounds_that_are_left_are_trained(tmp_path):
     assert len(rounds_of(train(toml, study))) == left
 
 
-def test_new_patients_of_the_same_site_have_their_budget_whole(tmp_path):
+def test_new_patients_of_the_same_site_have_their_budget_whole_where_composition_is_by_patient(tmp_path):
     north = make_hospital(tmp_path / "north")
     train(north, make_plan())
     images = make_hospital(tmp_path / "other").parent / "data" / "images.npz"
@@ -135,13 +135,19 @@ def test_new_patients_of_the_same_site_have_their_budget_whole(tmp_path):
     (patients,) = (name for name in arrays if name.endswith("_patients"))
     arrays[patients] = np.char.add("new ", arrays[patients].astype(str))
     np.savez(tmp_path / "new.npz", **arrays)
-    second = make_hospital(
-        tmp_path / "second", data=str(tmp_path / "new.npz"), site={"ledger": str(north.parent / "ledger")}
-    )
-    enrol(second)
-    assert list(found(second).histories) == [()]
+    behind = {}
+    for composition in ("patient", "site"):
+        second = make_hospital(
+            tmp_path / composition,
+            data=str(tmp_path / "new.npz"),
+            site={"ledger": str(north.parent / "ledger")},
+            composition=composition,
+        )
+        enrol(second)
+        behind[composition] = list(found(second).histories)
     enrol(north)
-    assert list(found(north).histories) != [()]
+    assert behind["patient"] == [()]
+    assert behind["site"] == list(found(north).histories) != [()]
 
 
 def test_patients_whose_budget_is_spent_are_refused_in_the_plan_as_in_training(tmp_path):

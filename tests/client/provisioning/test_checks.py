@@ -29,7 +29,7 @@ from common.hospital_config import (
     PolicyConfig,
     SiteConfig,
 )
-from common.messages import RoundKey
+from common.messages import SCHEMA_VERSION, RoundKey
 from common.privacy.plan import PrivacyEvent
 from common.settings import parse, to_toml
 from tests.client.certificates import Authority
@@ -76,7 +76,7 @@ def enrol(north, authority, *, port=1, **changes):
         "fingerprint": north.fingerprint,
         "address": f"127.0.0.1:{port}",
         "release": "0.1.0",
-        "wire-schema": 1,
+        "wire-schema": SCHEMA_VERSION,
         "bundle-sha256": bundle_sha256(),
         "ca-certificate": authority.pem,
         "plan": {
@@ -111,7 +111,7 @@ def ready_server(tmp_path, authority, *, days=(-1, 100), **headers):
     return tls_server(certificate, key, http_answer(200, ACTIVATED, **headers))
 
 
-def announced(*, release="0.1.0", schema=1, bundle=None):
+def announced(*, release="0.1.0", schema=SCHEMA_VERSION, bundle=None):
     return f"{release};schema={schema};bundle={bundle or bundle_sha256()}"
 
 
@@ -130,6 +130,7 @@ def test_everything_right_is_all_fine(north, authority, tmp_path):
     assert named["train images"].result == "8 (normal 4, opacity 4)"
     assert "noise multiplier 2" in named["policy"].result
     assert "private step of softmax on cpu" in named["dry step"].result
+    assert named["privacy self-test"].result == "5 checks of every private run pass"
     assert named["proxy"].result == "none: straight out"
     assert not (tmp_path / "north/ledger").exists()  # looking makes no ledger
 
@@ -155,7 +156,7 @@ def test_before_the_server_is_up_only_the_network_fails(north, authority):
 
 def test_another_release_schema_and_bundle_are_named(north, authority, tmp_path):
     other = "c" * 64
-    said = announced(release="9.9.9", schema=2, bundle=other)
+    said = announced(release="9.9.9", schema=1, bundle=other)
     with ready_server(tmp_path, authority, x_hospital_federation=said) as server:
         enrol(north, authority, port=server.port)
         checks, named = look(north)
@@ -293,7 +294,7 @@ def test_a_spent_budget_is_a_warning(north):
     charge(north.config_file.parent, noise=0.3)
     _, named = look(north)
     assert named["ledger"].state is CheckState.WARNING
-    assert "never train again" in named["ledger"].fix
+    assert "nobody trains here any more" in named["ledger"].fix
 
 
 def test_a_paused_hospital_without_accepted_code_says_both(north):

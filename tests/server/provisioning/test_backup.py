@@ -29,6 +29,7 @@ def folder(tmp_path):
     (run / "checkpoints" / ".4.123.tmp").mkdir()
     (run / "checkpoints" / ".4.123.tmp" / "half").write_bytes(b"half")
     folder.remember_run(run)
+    (folder.receipts / "north.receipt").write_bytes(b"sealed by north")
     return folder
 
 
@@ -49,6 +50,7 @@ def test_round_trip_keeps_every_file_and_tightens_the_modes(folder, tmp_path):
     dropped = {name for name in before if "spool" in name or ".tmp" in name or name.endswith(".lock")}
     assert after == {name: content for name, content in before.items() if name not in dropped}
     assert len(after) == number
+    assert after["receipts/north.receipt"] == b"sealed by north"
     for path in back.path.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
     assert back.run_folder() == tmp_path / "back" / "runs" / "run-0001"

@@ -1,0 +1,203 @@
+"""What the self-test tries things on: the run's parts, a few own patients, extreme ones beside them."""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from client import private_training
+from client.batches import chunks_of_units, input_tensor, rows_per_chunk, sampled_rows, target_tensor
+from client.patient_optimizer import PatientDPOptimizer
+from client.training import make_optimizer
+from common.config import PublicPlan
+from common.errors import GuardError
+from common.examples import Examples
+from common.models.registry import build_model, initial_parameters, load_parameters
+from common.parameters import Parameters
+from common.preprocessing import Preprocessing
+from common.privacy.plan import PrivacyPlan
+from common.privacy.randomness import ReproducibleRandomness
+from common.tasks import Task, make_task
+
+FEW_ROWS = 2
+"""Of a unit with many images so many are looked at."""
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Setup:
+    """What a private round of this plan is made of."""
+
+    plan: PublicPlan
+    privacy: PrivacyPlan
+    examples: Examples
+    """The hospital's training patients."""
+    device: torch.device
+
+    @property
+    def task(self) -> Task:
+        """The task of the run."""
+        return make_task(self.plan.data.task, self.plan.data.classes)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing of the run."""
+        return Preprocessing(image_size=self.plan.data.image_size, channels=self.plan.data.channels)
+
+    @cached_property
+    def weights(self) -> Parameters:
+        """The weights that the self-test starts from."""
+        return initial_parameters(self.plan.model_spec, seed=0)
+
+    def model(self) -> nn.Module:
+        """The network of the run with `weights`."""
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(self.plan.model_spec)
+        load_parameters(model, self.weights)
+        return model.to(self.device).train()
+
+
+class Probe:
+    """A few units, own and extreme, and their clipped sum by the path of training."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._model = setup.model()
+        with torch.no_grad():  # other weights each time, so that no tie between pixels is met twice
+            for parameter in self._model.parameters():
+                parameter.mul_(0.9 + 0.2 * secrets.randbelow(2**20) / 2**20)
+        own = few_units(setup)
+        self._examples = _with_extremes(own)
+        last = self._examples.num_units - 1
+        self._scaled, self._broken = last, last + 1
+        self.units = list(range(last + 2))
+        """Own ones, a rare class, a black image, hard contrast ten thousand times brighter, one of NaN."""
+        self.ordinary = list(dict.fromkeys([0, own.num_units]))
+        """The own unit with the most images, and the one of the rare class."""
+        self.telling = [*self.ordinary, self._scaled, self._broken]
+        """Those whose influence is looked at; the others are company."""
+
+    def without(self, unit: int) -> list[int]:
+        """All units but one."""
+        return [other for other in self.units if other != unit]
+
+    def unclipped(self, unit: int) -> tuple[Vector, float]:
+        """A unit's whole gradient, and a clipping norm (64 or more) that leaves it whole."""
+        clip = 64.0
+        while clip < 1e9:
+            gradient = self.sum_of([unit], clip=clip)
+            if np.linalg.norm(gradient) < 0.9 * clip:
+                return gradient, clip
+            clip *= 64
+        raise GuardError("the gradient of an ordinary image is above 1e9")
+
+    def sum_of(self, units: Sequence[int], *, clip: float) -> Vector:
+        """Sum of the clipped gradients of these units, (parameters,)."""
+        setup, examples = self._setup, self._examples
+        privacy = replace(setup.privacy, l2_clip_norm=float(clip), enrolled_units=1)
+        randomness = ReproducibleRandomness(0, "self-test")
+        rows, segments = sampled_rows(
+            np.array([min(unit, self._scaled) for unit in units], dtype=np.int64),
+            examples.unit_rows,
+            max_rows_per_unit=privacy.max_rows_per_unit,
+            stream=randomness.stream(purpose="sampling", round_number=1, step=0),
+        )
+        unit_of_row = torch.tensor(units)[torch.from_numpy(segments)].to(setup.device)
+        most = rows_per_chunk(
+            self._model,
+            tuple(examples.inputs["image"].shape[1:]),
+            physical_batch_size=setup.plan.training.physical_batch_size,
+        )
+        with private_training.per_row_gradients(self._model) as wrapped:
+            optimizer = PatientDPOptimizer(
+                make_optimizer(self._model.parameters(), setup.plan.training, learning_rate=1.0),
+                plan=privacy,
+                randomness=randomness,
+                round_number=1,
+            )
+            done = 0
+            # At least two units go together, or nothing could be seen of one in another.
+            for chunk in chunks_of_units(rows, segments, max_rows=max(most, 2 * FEW_ROWS)):
+                here = unit_of_row[done : done + len(chunk.rows)]
+                done += len(chunk.rows)
+                inputs = input_tensor(
+                    examples, chunk.rows, preprocessing=setup.preprocessing, device=setup.device
+                )
+                inputs[here == self._scaled] *= 1e4
+                inputs[here == self._broken] = float("nan")
+                private_training.accumulate_clipped_gradients(
+                    wrapped,
+                    setup.task,
+                    optimizer,
+                    inputs=inputs,
+                    targets=target_tensor(examples, chunk.rows, device=setup.device),
+                    segments=torch.from_numpy(chunk.segments).to(setup.device),
+                    num_units=chunk.num_units,
+                )
+            return flat(getattr(p, "summed_grad", None) for p in self._model.parameters())
+
+
+def few_units(setup: Setup) -> Examples:
+    """The unit with the most images and another one, at most a few images each; none where there are none."""
+    examples = setup.examples
+    counts = np.diff(examples.unit_rows.offsets)
+    present = np.flatnonzero(counts).tolist()
+    chosen = dict.fromkeys([int(counts.argmax()), secrets.choice(present)]) if present else {}
+    most = min(setup.privacy.max_rows_per_unit, FEW_ROWS)
+    rows = [examples.unit_rows.of(unit)[:most] for unit in chosen]
+    numbers = np.concatenate([np.empty(0, np.int64), *rows])
+    return Examples(
+        inputs={"image": np.ascontiguousarray(examples.inputs["image"][numbers])},
+        targets=examples.targets[numbers],
+        units=np.repeat(np.arange(len(rows), dtype=np.int64), [len(each) for each in rows]),
+        unit_ids=tuple(f"self-test {number}" for number in range(len(rows))),
+    )
+
+
+def _with_extremes(own: Examples) -> Examples:
+    shape = own.inputs["image"].shape[1:]
+    random = np.random.default_rng(secrets.randbits(64))
+    rare = own.inputs["image"][:1] if own.num_rows else random.integers(0, 256, (1, *shape), dtype=np.uint8)
+    contrast = 255 * random.integers(0, 2, (1, *shape), dtype=np.uint8)
+    extremes = [rare, np.zeros((1, *shape), np.uint8), contrast]
+    rare_target = 1 - own.targets[:1].clip(0, 1) if own.num_rows else np.ones(1, np.int64)
+    return Examples(
+        inputs={"image": np.concatenate([own.inputs["image"], *extremes])},
+        targets=np.concatenate([own.targets, rare_target, [0, 1]]).astype(np.int64),
+        units=np.concatenate([own.units, own.num_units + np.arange(len(extremes))]),
+        unit_ids=(*own.unit_ids, *(f"extreme {number}" for number in range(len(extremes)))),
+    )
+
+
+@contextmanager
+def noted_gradients(model: nn.Module) -> Iterator[list[list[Tensor]]]:
+    """Copy what torch's own optimiser is given for `model`, step by step, whatever calls it."""
+    parameters = list(model.parameters())
+    seen: list[list[Tensor]] = []
+
+    def note(optimizer: Optimizer, _arguments: Any, _named: Any) -> None:
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not isinstance(optimizer, PatientDPOptimizer) and own & {id(p) for p in parameters}:
+            seen.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters])
+
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def flat(tensors: Any) -> Vector:
+    """Tensors as one float64 vector."""
+    each = [tensor.detach().double().cpu().numpy().ravel() for tensor in tensors]
+    return np.concatenate(each)
