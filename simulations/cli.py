@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.command_line import Output, OutputFormat, make_app, run_app
+from simulations.audit_commands import mount as mount_audit
 from simulations.bench_commands import mount as mount_bench
 from simulations.compare_commands import mount as mount_compare
 from simulations.flags import takes_scenario
@@ -124,6 +125,7 @@ def _finish(outcome: "Outcome", output: OutputFormat) -> None:
     raise SystemExit(int(outcome.exit_code))
 
 
+mount_audit(app)
 mount_bench(app)
 mount_compare(app)
 

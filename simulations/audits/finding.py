@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 ALPHA = 1e-6
 """Probability of a false alarm of one statistical check."""
 
+CLAIMED = "claimed epsilon"
+EMPIRICAL = "empirical epsilon, lower bound"
+CONFIDENCE = "confidence of the bound"
+"""Keys of `Finding.numbers` that the page shows beside each other."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:

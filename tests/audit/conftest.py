@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from simulations.audits.finding import Finding
+
 FOUND = pytest.StashKey[list[str]]()
 
 
@@ -21,6 +23,31 @@ def found(request, record_property) -> Callable[[str, float], None]:
         lines.append(f"{request.node.name:<68} {what}: {value:.5g}")
 
     return keep
+
+
+@pytest.fixture
+def passes(found) -> Callable[[Finding], None]:
+    """The finding is that nothing is wrong."""
+
+    def judge(finding: Finding) -> None:
+        for what, value in finding.numbers.items():
+            found(what, value)
+        assert finding.passed, finding.said
+
+    return judge
+
+
+@pytest.fixture
+def fails(found) -> Callable[[Finding, str], None]:
+    """The finding is a defect, and its sentence names it."""
+
+    def judge(finding: Finding, names: str = "") -> None:
+        for what, value in finding.numbers.items():
+            found(what, value)
+        assert not finding.passed
+        assert names in finding.said
+
+    return judge
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -1,0 +1,263 @@
+"""Neighbour audits: whatever one patient's images are, adding the patient moves what is noised by at most C.
+
+White-box: the sum that the optimiser holds just before the noise. Black-box: the same from the update alone,
+with a noise multiplier so small that it hides nothing. A bound on the sensitivity itself, no statistics.
+Source: Tramer et al., Debugging Differential Privacy, arXiv 2202.12219.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from torch import nn
+
+from common.config import ModelSpec
+from common.examples import Examples
+from common.models.registry import build_model, initial_parameters, load_parameters
+from common.preprocessing import Preprocessing
+from common.privacy.randomness import ReproducibleRandomness
+from common.tasks import Task
+from simulations.audits.finding import ALPHA, Finding
+from simulations.audits.probe import (
+    CLIP,
+    HARDLY_ANY_NOISE,
+    TASK,
+    blank_network,
+    lit_films,
+    make_plan,
+    noisy_sums,
+)
+from simulations.audits.released_steps import Vector, watched_steps
+
+KINDS = ("scaled", "nan", "infinite", "rare class", "duplicate", "black", "many images", "alone", "nothing")
+WITHOUT_EFFECT = ("nan", "infinite", "nothing")
+"""Such a patient must count as zero."""
+RAGGED = (1, 3, 1, 2, 4, 1)
+"""Images of each of the others."""
+SIZE = 28
+SCALED, NAN, INFINITE = 251, 252, 253
+"""Values of the first pixel that make a record what no decoder would."""
+ROUNDING = 1e-5
+_SEVERAL = 3
+
+
+class Hostile(Preprocessing):
+    """Lets records through that are scaled by 10,000 or not finite, as a defective decoder might."""
+
+    def standardise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """As production, then the marked records."""
+        values, marks = super().standardise(images), images[:, 0, 0, 0]
+        values[marks == SCALED] *= 1e4
+        values[marks == NAN, 0, 3, 3] = np.nan
+        values[marks == INFINITE, 0, 3, 3] = np.inf
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One comparison: which network, clip and chunk, and how small the hospital is."""
+
+    model: str
+    clip: float
+    chunk: int
+    """Rows computed at once."""
+    size: int = SIZE
+    lengths: tuple[int, ...] = RAGGED
+    rows_of_odd: int = 2
+    """Images of the patient who is added."""
+    task: Task = TASK
+
+    @property
+    def network(self) -> nn.Module:
+        """The network at its first weights."""
+        spec = ModelSpec(name=self.model, channels=1, image_size=self.size, num_outputs=2)
+        model = build_model(spec)
+        load_parameters(model, initial_parameters(spec, seed=1))
+        return model
+
+
+def hospital(kind: str, case: Case, *, with_patient: bool) -> Examples:
+    """Patients with random films; the last one, when there, is `kind` of odd."""
+    rng = np.random.default_rng(5)
+    lengths = () if kind in ("alone", "nothing") else case.lengths
+    lengths = (*lengths, {"many images": 9, "nothing": 0}.get(kind, case.rows_of_odd))
+    units = np.repeat(np.arange(len(lengths)), lengths)
+    images = rng.integers(0, 200, (len(units), 1, case.size, case.size), dtype=np.uint8)
+    targets, odd = rng.integers(0, 2, len(units)), units == len(lengths) - 1
+    if kind in ("scaled", "alone"):
+        images[odd, 0, 0, 0] = SCALED
+    elif kind in ("nan", "infinite"):
+        images[np.flatnonzero(odd)[:1], 0, 0, 0] = NAN if kind == "nan" else INFINITE
+    elif kind == "rare class":
+        targets[:], targets[odd] = 0, 1
+    elif kind == "duplicate":
+        images[odd], targets[odd] = images[0], targets[0]
+    elif kind == "black":
+        images[odd] = 0
+    everybody = Examples(
+        inputs={"image": images},
+        targets=targets,
+        units=units,
+        unit_ids=tuple(str(number) for number in range(len(lengths))),
+    )
+    return everybody if with_patient else everybody.select_units(np.arange(len(lengths) - 1))
+
+
+See = Callable[[Case, Examples], Vector]
+
+
+def clipped_sum(case: Case, examples: Examples) -> Vector:
+    """White-box: what the production path holds just before the noise of a step that everybody enters."""
+    with watched_steps() as steps:
+        noisy_sums(
+            model=case.network,
+            examples=examples,
+            plan=make_plan(l2_clip_norm=case.clip),
+            preprocessing=Hostile(image_size=case.size, channels=1),
+            task=case.task,
+            physical_batch_size=case.chunk,
+            randomness=ReproducibleRandomness(3, "here"),
+        )
+    (step,) = steps
+    return step.clipped_sum
+
+
+def released_sum(case: Case, examples: Examples) -> Vector:
+    """Black-box: the same from the weights of the update, but for hardly any noise."""
+    # A step so large that the old weights do not show in the float32 of the new ones.
+    plan = make_plan(l2_clip_norm=case.clip)
+    return noisy_sums(
+        model=case.network,
+        examples=examples,
+        plan=plan,
+        learning_rate=1e4 * plan.enrolled_units / case.clip,
+        preprocessing=Hostile(image_size=case.size, channels=1),
+        task=case.task,
+        physical_batch_size=case.chunk,
+    )
+
+
+def movement(see: See, kind: str, case: Case) -> float:
+    """By how much the patient moves the sum, in units of C; nan where a sum is not finite."""
+    there, away = (
+        see(case, hospital(kind, case, with_patient=with_patient)) for with_patient in (True, False)
+    )
+    return float(np.linalg.norm(there - away)) / case.clip
+
+
+def audit_neighbours(
+    *,
+    models: Sequence[str] = ("softmax", "cnn-small", "cnn-flatten"),
+    kinds: Sequence[str] = KINDS,
+    clips: Sequence[float] = (0.05, 1.0),
+    chunks: Sequence[int] = (1, 3, 256),
+    size: int = SIZE,
+    lengths: tuple[int, ...] = RAGGED,
+) -> Finding:
+    """White-box: no patient moves the clipped sum by more than C(1 + 1e-5)."""
+    cases = _cases(models, clips, chunks, size=size, lengths=lengths)
+    return _judged("neighbours", [_Moved.of(clipped_sum, kind, case) for kind, case in product(kinds, cases)])
+
+
+def audit_neighbours_black_box(
+    *,
+    models: Sequence[str] = ("softmax", "cnn-small"),
+    kinds: Sequence[str] = KINDS,
+    clips: Sequence[float] = (0.05,),
+    chunks: Sequence[int] = (3, 256),
+) -> Finding:
+    """Black-box: no patient moves the update by more than C, nor that of several steps by several times C."""
+    cases = _cases(models, clips, chunks)
+    moved = [_Moved.of(released_sum, kind, case) for kind, case in product(kinds, cases)]
+    return _judged("neighbours, black box", [*moved, _over_several_steps()], black_box=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Moved:
+    """One movement and what it may be."""
+
+    kind: str
+    by: float
+    tolerance: float
+
+    @classmethod
+    def of(cls, see: See, kind: str, case: Case) -> "_Moved":
+        weights = sum(parameter.numel() for parameter in case.network.parameters())
+        noise = _largest_noise(weights) if see is released_sum else 0.0
+        return cls(kind=kind, by=movement(see, kind, case), tolerance=ROUNDING + noise)
+
+    @property
+    def allowed(self) -> bool:
+        """Comparisons with nan are false: not finite is not allowed."""
+        least = 1e-4 if self.kind in WITHOUT_EFFECT else 1.0
+        return self.by <= least + self.tolerance
+
+    @property
+    def reached(self) -> bool:
+        """The clip is what holds the patient: the bound is reached, not merely kept."""
+        return self.kind in WITHOUT_EFFECT or self.by > 0.999 - self.tolerance
+
+
+def _over_several_steps() -> _Moved:
+    """The part of one patient in a round of several steps: what is left of a step must not enter the next."""
+    side, plan = 4, make_plan(steps=_SEVERAL)
+    lit = np.arange(6)
+    there, away = (
+        noisy_sums(model=blank_network(side), examples=lit_films(pixels, side), plan=plan)
+        for pixels in (lit, lit[:-1])
+    )
+    by = float(np.linalg.norm(there - away)) / (_SEVERAL * CLIP)
+    return _Moved(kind="several steps", by=by, tolerance=ROUNDING + _largest_noise(2 * side * side))
+
+
+def _largest_noise(weights: int) -> float:
+    """Norm of the noise of two runs, in units of C, that is exceeded with probability ALPHA / 1000."""
+    return float(HARDLY_ANY_NOISE * np.sqrt(2 * stats.chi2.isf(ALPHA / 1000, weights)))
+
+
+def _cases(
+    models: Sequence[str],
+    clips: Sequence[float],
+    chunks: Sequence[int],
+    *,
+    size: int = SIZE,
+    lengths: tuple[int, ...] = RAGGED,
+) -> list[Case]:
+    return [
+        Case(model=model, clip=clip, chunk=chunk, size=size, lengths=lengths)
+        for model, clip, chunk in product(models, clips, chunks)
+    ]
+
+
+def _judged(audit: str, moved: Sequence[_Moved], *, black_box: bool = False) -> Finding:
+    too_far = sorted({m.kind for m in moved if not m.allowed})
+    slack = sorted({m.kind for m in moved if not m.reached})
+    holding = [m.by for m in moved if m.kind not in WITHOUT_EFFECT]
+    said = (
+        f"In {len(moved)} pairs of hospitals that differ in one patient, no patient moved the sum beyond C."
+    )
+    if slack:
+        said = f"The bound was not reached, so this audit shows nothing: {', '.join(slack)}."
+    if too_far:
+        said = f"A patient moves the sum beyond what the noise is made for: {', '.join(too_far)}."
+    return Finding(
+        audit=audit,
+        passed=not too_far and not slack,
+        said=said,
+        numbers={
+            "pairs": len(moved),
+            "largest movement over C": _largest(holding),
+            "largest movement of a patient who must count as zero": _largest(
+                m.by for m in moved if m.kind in WITHOUT_EFFECT
+            ),
+        },
+        black_box=black_box,
+    )
+
+
+def _largest(values: "Iterator[float] | Sequence[float]") -> float:
+    """The largest, nan when there is one; 0.0 for none."""
+    return float(np.max([0.0, *values]))
