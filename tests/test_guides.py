@@ -15,7 +15,7 @@ GUIDES = [
     ROOT / "docs" / name
     for name in (
         *("operator-guide.md", "hospital-guide.md", "certificates-and-keys.md"),
-        *("backup.md", "install-offline.md", "threat-model.md"),
+        *("backup.md", "install-offline.md", "threat-model.md", "privacy.md", "audit.md"),
     )
 ]
 TEXTS = [*GUIDES, ROOT / "README.md", *(p for p in sorted((ROOT / "deploy").rglob("*")) if p.is_file())]

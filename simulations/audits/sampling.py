@@ -154,7 +154,9 @@ def audit_sampling(*, steps: int = 6000, rounds: int = 1500) -> Finding:
     chunked = poisson_p_values(units_of(entered_rows(steps=1, rounds=rounds, physical_batch_size=3)), RATE)
     p_values |= {f"{name}, from round to round": p for name, p in chunked.items()}
     rare = units_of(entered_rows(steps=steps // 2, rate=SMALL_RATE))
-    p_values |= {f"{name}, small rate": p for name, p in poisson_p_values(rare, SMALL_RATE).items()}
+    # Two patients rarely enter together here: sums over pairs are then too far from normal for p < 1e-6.
+    alone = {name: p for name, p in poisson_p_values(rare, SMALL_RATE).items() if "independent" not in name}
+    p_values |= {f"{name}, small rate": p for name, p in alone.items()}
     empty = int(np.sum(~rare.any(axis=1)))
     p_values["empty steps"] = float(stats.binomtest(empty, len(rare), (1 - SMALL_RATE) ** UNITS).pvalue)
     numbers = {

@@ -78,6 +78,6 @@ CHECKS: dict[str, Check] = {
     "self-test": check_self_test,
     "neighbours-inside": _of(neighbours.audit_neighbours, models=("softmax", "cnn-small")),
     "noise-inside": _of(noise.audit_noise),
-    "sampling-inside": _of(sampling.audit_sampling, steps=1000, rounds=300),
+    "sampling-inside": _of(sampling.audit_sampling, steps=2000, rounds=400),
     "canary": _of(canary.audit_canary, runs=400),
 }

@@ -21,7 +21,7 @@ from common.errors import (
     RefusalCode,
     WireError,
 )
-from common.messages import refusal_code
+from common.messages import SCHEMA_VERSION, refusal_code
 from tests.client.small_hospital import (
     ask,
     ask_as,
@@ -145,12 +145,12 @@ def test_a_hello_is_answered_with_public_facts_only(hospital):
     assert set(answer) == {"envelope", "hospital"}
     facts = dict(answer["hospital"])
     assert set(facts) == {"name", "enrolled-patients", "schema-version", "version", "flwr"}
-    assert (facts["name"], facts["enrolled-patients"], facts["schema-version"]) == ("north", 30, 1)
+    assert (facts["name"], facts["enrolled-patients"], facts["schema-version"]) == ("north", 30, SCHEMA_VERSION)
 
 
 def test_a_hello_of_another_schema_is_refused(hospital):
     request = hello()
-    request.content["envelope"]["schema-version"] = 2
+    request.content["envelope"]["schema-version"] = 1
     assert refusal_code(ask(hospital, request)) is RefusalCode.SCHEMA
 
 
