@@ -16,8 +16,8 @@ import typer
 from common.command_line import Output, OutputFormat, print_table
 
 if TYPE_CHECKING:
-    from client.approval_records import PendingPlan
-    from client.approvals import Approvals
+    from client.approval.approvals import Approvals
+    from client.approval.records import PendingPlan
     from client.deployment.hospital_folder import HospitalFolder
 
 _HERE = Path()
@@ -38,7 +38,7 @@ def approve(
     output: Output = OutputFormat.TEXT,
 ) -> None:
     """Approve a run's plan before anything is trained, or an update before it leaves (policy.approval)."""
-    from client.approvals import Approvals
+    from client.approval.approvals import Approvals
     from client.deployment.hospital_folder import HospitalFolder
 
     hospital = HospitalFolder(folder)

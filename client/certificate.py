@@ -16,7 +16,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.certificate_check import CERTIFICATE
-from client.ledger_records import EVALUATION, LOST, RECOVERY, TRAINING, Charge
+from client.ledger.records import EVALUATION, LOST, RECOVERY, TRAINING, Charge
 from client.site import Site
 from common.config import ModelSpec
 from common.errors import ConfigError

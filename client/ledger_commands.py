@@ -14,7 +14,7 @@ from common.errors import ConfigError, FederationError, printable
 
 if TYPE_CHECKING:
     from client.deployment.hospital_folder import HospitalFolder
-    from client.ledger import Ledger
+    from client.ledger.ledger import Ledger
 
 ledger_app = typer.Typer(help="What was spent, and whether the ledger is right.", no_args_is_help=True)
 
@@ -51,8 +51,8 @@ def verify(where: Where = Path("hospital.toml"), output: Format = "text") -> Non
 
     Exit 0 if right, 1 with findings, 2 if unusable. A file that is no .toml is taken for a statement.
     """
-    from client.ledger import Ledger
-    from client.receipts import receipt_findings
+    from client.ledger.ledger import Ledger
+    from client.ledger.receipts import receipt_findings
 
     try:
         if where.is_file() and where.suffix != ".toml":
@@ -87,7 +87,7 @@ def export(
     unsigned: Annotated[bool, typer.Option("--unsigned", help="without a signature, and saying so.")] = False,
 ) -> None:
     """Write a statement of what was spent, signed with the hospital's key; it names and counts no patient."""
-    from client.ledger_statement import ledger_content, signed_content
+    from client.ledger.statement import ledger_content, signed_content
     from common.files import write_bytes_atomically
     from common.node_keys import load_private_key
 
@@ -126,7 +126,7 @@ def recover(
 
     Without --yes it only shows what is there and what would be charged.
     """
-    from client.recovery import carry_out, plan_recovery
+    from client.ledger.recovery import carry_out, plan_recovery
 
     try:
         hospital = _required_hospital(where)
@@ -150,7 +150,7 @@ def recover(
 
 def _verify_statement(file: Path, output: str) -> None:
     """Say who signed an exported statement and what it states; ConfigError where it is not right."""
-    from client.ledger_statement import read_statement
+    from client.ledger.statement import read_statement
 
     signer, content = read_statement(_bytes_of(file).decode(errors="replace"))
     if output == "json":
@@ -194,7 +194,7 @@ def _required_hospital(where: Path) -> "HospitalFolder":
 
 
 def _open(folder: Path) -> "Ledger":
-    from client.ledger import Ledger
+    from client.ledger.ledger import Ledger
 
     return Ledger.open(folder, create=False)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from client.ledger_records import TRAINING
+from client.ledger.records import TRAINING
 from common.errors import LedgerError
 from common.files import write_bytes_atomically
 from common.messages import RoundKey

@@ -38,7 +38,7 @@ class Door:
     ) -> Message:
         """Answer with a sealed update: the weight delta and the white-listed scalars, nothing else.
 
-        `ledger_receipt` is encrypted for this hospital alone (`client.receipts`).
+        `ledger_receipt` is encrypted for this hospital alone (`client.ledger.receipts`).
         """
         _require_listed(sealed.metrics)
         arrays = to_record(sealed.delta)

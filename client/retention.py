@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from client.approvals import FOLDER as APPROVALS
-from client.approvals import HISTORY
+from client.approval.approvals import FOLDER as APPROVALS
+from client.approval.approvals import HISTORY
 from client.hospital_log import FILE as HOSPITAL_LOG
 from client.images.cache import FOLDER as DECODED
 from client.kept_folders import KeptFolders

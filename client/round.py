@@ -8,19 +8,19 @@ import time
 
 from flwr.app import Message
 
-from client.approvals import await_release
+from client.approval.approvals import await_release
 from client.device import reproducible_kernels, resolve_device
 from client.fault_points import reached
 from client.images.dataset import HospitalImages
-from client.ledger_records import TRAINING, Charge
+from client.ledger.receipts import issued, require_current
+from client.ledger.records import TRAINING, Charge
 from client.limits import Behind
 from client.out_of_memory import explained_memory
 from client.outbox import SealedAnswer
 from client.policy import TrainingRequest, agree, planned, require_allowed, require_patients
 from client.private_training import train_privately
-from client.receipts import issued, require_current
 from client.requests import checked_weights, deadline_of, require_time
-from client.self_test import require_self_test
+from client.self_test.start import require_self_test
 from client.site import Site
 from client.training import TrainingResult, train
 from common import messages

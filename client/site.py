@@ -9,12 +9,12 @@ from pathlib import Path
 
 from flwr.app import Context
 
-from client.approvals import Approvals
+from client.approval.approvals import Approvals
 from client.generated_hospital import write_generated_hospital
 from client.hospital_log import FILE, write_entry
 from client.images.dataset import HospitalImages, read_hospital_images
 from client.images.splits import split_key
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from client.outbox import Outbox
 from client.release import Door
 from client.site_lock import site_lock

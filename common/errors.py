@@ -17,7 +17,7 @@ FederationError                what was expected, what came, what to do (three l
     ├── PolicyError            the hospital's policy does not allow it
     ├── GuardError             a set-up that would void the guarantee
     └── LedgerError            the ledger is damaged, altered or in use
-        └── DamagedLedgerError its files are not as they were written (client.ledger_records)
+        └── DamagedLedgerError its files are not as they were written (client.ledger.records)
 
 A hospital answers the server with a `RefusalCode` only; the text of an error never leaves it.
 Bad arguments of a function are plain `ValueError`.

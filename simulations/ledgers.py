@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from client.ledger import Ledger
-from client.ledger_records import EVALUATION
+from client.ledger.ledger import Ledger
+from client.ledger.records import EVALUATION
 from common.errors import LedgerError
 from common.files import write_bytes_atomically
 from common.privacy.accountant import running_epsilon

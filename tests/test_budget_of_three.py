@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from client.received_models import received_models
 from common.hospital_config import HospitalConfig
 from common.privacy.accountant import epsilon

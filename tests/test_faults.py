@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from simulations.engines.embedded import EmbeddedGrid
 from simulations.run import run_scenario
 from simulations.scenario import make_scenario

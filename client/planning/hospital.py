@@ -147,7 +147,7 @@ def behind_these_patients(hospital: HospitalFolder, study: PublicPlan) -> tuple[
     """
     from client.images.dataset import read_hospital_images
     from client.images.splits import split_key
-    from client.ledger import Ledger
+    from client.ledger.ledger import Ledger
     from common.preprocessing import Preprocessing
 
     config, path = hospital.config, hospital.config.ledger_folder(hospital.path)
@@ -181,8 +181,8 @@ def behind_these_patients(hospital: HospitalFolder, study: PublicPlan) -> tuple[
 
 
 def _begun(hospital: HospitalFolder, run_id: str) -> Begun:
-    from client.ledger import Ledger
-    from client.ledger_records import TRAINING
+    from client.ledger.ledger import Ledger
+    from client.ledger.records import TRAINING
 
     path = hospital.config.ledger_folder(hospital.path)
     if not (path.is_dir() and any(path.iterdir())):

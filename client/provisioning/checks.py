@@ -173,7 +173,7 @@ def _amount(name: str, free: float, least: float, enough: float, where: str, fix
 
 
 def _ledger(folder: HospitalFolder) -> Iterator[Check]:
-    from client.ledger import Ledger
+    from client.ledger.ledger import Ledger
 
     path = folder.config.ledger_folder(folder.path)
     if not _has_ledger(path):

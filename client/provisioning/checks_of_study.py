@@ -56,7 +56,7 @@ def _look_at_images(folder: HospitalFolder, enrolment: Enrolment | None) -> "Che
 def _split_key(folder: HospitalFolder) -> bytes:
     """What decides who validates, as `client.site`; before the first ledger something of the same kind."""
     from client.images.splits import split_key
-    from client.ledger import Ledger
+    from client.ledger.ledger import Ledger
 
     try:
         site_key = Ledger.examine(folder.config.ledger_folder(folder.path)).site_key

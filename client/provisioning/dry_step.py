@@ -8,9 +8,9 @@ import torch
 
 from client.out_of_memory import explained_memory
 from client.private_training import train_privately
-from client.self_test import Check as SelfTestCheck
-from client.self_test import run_checks
-from client.self_test_setup import Setup
+from client.self_test.setup import Setup
+from client.self_test.start import Check as SelfTestCheck
+from client.self_test.start import run_checks
 from common.config import PublicPlan
 from common.examples import Examples
 from common.models.registry import build_model, initial_parameters, load_parameters

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from flwr.app import RecordDict
 
-from client.ledger_records import Charge
+from client.ledger.records import Charge
 from common import messages
 from common.config import PublicPlan
 from simulations.audits import hospital_at_work as site

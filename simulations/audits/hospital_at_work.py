@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 import client.app
 from client.images.parts import write_part
-from client.ledger import Ledger
-from client.ledger_records import Charge
+from client.ledger.ledger import Ledger
+from client.ledger.records import Charge
 from common import messages
 from common.config import PublicPlan
 from common.examples import Examples

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import client.round
-from client.ledger_records import Charge
+from client.ledger.records import Charge
 from client.site import _site as site_of
 from common import messages
 from common.errors import RefusalCode

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 
 import client.evaluation
-import client.ledger
+import client.ledger.ledger
 import client.policy
 import client.round
-from client.ledger import Ledger
-from client.ledger_records import EVALUATION
+from client.ledger.ledger import Ledger
+from client.ledger.records import EVALUATION
 from client.outbox import Outbox
 from client.patient_optimizer import PatientDPOptimizer
 from common import messages
@@ -99,7 +99,7 @@ def asked_again_it_trains_again(patch):
 @mutant("handling", caught_by="several-runs")
 def each_run_starts_with_a_full_budget(patch):
     """The ledger leaves out what other runs have charged to the same patients."""
-    real_cost = client.ledger.cost_of_charge
+    real_cost = client.ledger.ledger.cost_of_charge
 
     def histories(self, cohort, *, run_id="", **_):
         mine = [c.event for c in self.charges() if c.key.run_id == run_id and c.event is not None]
@@ -110,7 +110,7 @@ def each_run_starts_with_a_full_budget(patch):
         return real_cost(mine, cohorts, run_id=run_id, **others)
 
     patch.setattr(Ledger, "histories", histories)
-    patch.setattr(client.ledger, "cost_of_charge", cost)
+    patch.setattr(client.ledger.ledger, "cost_of_charge", cost)
 
 
 @mutant("handling", caught_by="older-ledger")

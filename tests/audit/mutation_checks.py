@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from client import self_test
-from client.self_test_setup import Setup
+from client.self_test import start as self_test
+from client.self_test.setup import Setup
 from common.examples import Examples
 from common.privacy.plan import PrivacyPlan
 from simulations.audits import accounting, arithmetic, canary, neighbours, noise, repeated_rounds, sampling

@@ -5,7 +5,7 @@ import pytest
 import client.evaluation
 import client.private_training
 import client.round
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from common.privacy.plan import PrivacyEvent, PrivacyPlan
 from simulations.audits.accounting import audit_accounting, audit_charged_counts, recomputed_epsilon
 
@@ -80,21 +80,23 @@ def test_the_audit_sees_a_client_rate_multiplied_in(monkeypatch, fails):
 
 
 def test_the_audit_sees_an_accountant_that_says_too_little(monkeypatch, fails):
-    import client.ledger
+    import client.ledger.ledger
 
     for name in ("running_epsilon", "epsilon"):
-        real = getattr(client.ledger, name, None)
+        real = getattr(client.ledger.ledger, name, None)
         if real is not None:
             monkeypatch.setattr(
-                client.ledger, name, lambda events, *, delta, real=real: 0.9 * real(events, delta=delta)
+                client.ledger.ledger,
+                name,
+                lambda events, *, delta, real=real: 0.9 * real(events, delta=delta),
             )
-    import client.ledger_costs
+    import client.ledger.costs
 
     for name in ("running_epsilon", "epsilon"):
-        real = getattr(client.ledger_costs, name, None)
+        real = getattr(client.ledger.costs, name, None)
         if real is not None:
             monkeypatch.setattr(
-                client.ledger_costs, name, lambda events, *, delta, real=real: 0.9 * real(events, delta=delta)
+                client.ledger.costs, name, lambda events, *, delta, real=real: 0.9 * real(events, delta=delta)
             )
     fails(small(), "claims epsilon")
 

@@ -10,7 +10,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from client.app import app
 from client.fault_points import VARIABLE
 from client.images.parts import write_part
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from common import messages
 from common.config import PublicPlan
 from common.examples import Examples

@@ -145,7 +145,11 @@ def test_a_hello_is_answered_with_public_facts_only(hospital):
     assert set(answer) == {"envelope", "hospital"}
     facts = dict(answer["hospital"])
     assert set(facts) == {"name", "enrolled-patients", "schema-version", "version", "flwr"}
-    assert (facts["name"], facts["enrolled-patients"], facts["schema-version"]) == ("north", 30, SCHEMA_VERSION)
+    assert (facts["name"], facts["enrolled-patients"], facts["schema-version"]) == (
+        "north",
+        30,
+        SCHEMA_VERSION,
+    )
 
 
 def test_a_hello_of_another_schema_is_refused(hospital):

@@ -8,8 +8,8 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-import client.approvals
-from client.approvals import Approvals, plan_digest
+import client.approval.approvals
+from client.approval.approvals import Approvals, plan_digest
 from client.cli import app
 from client.site_lock import site_lock
 from common.errors import RefusalCode
@@ -189,7 +189,7 @@ def test_a_torn_approval_approves_nothing(hospital, content):
 
 
 def test_runs_that_a_server_invents_do_not_fill_the_disk_nor_push_an_approval_out(hospital, monkeypatch):
-    monkeypatch.setattr(client.approvals, "_MOST_RUNS", 3)
+    monkeypatch.setattr(client.approval.approvals, "_MOST_RUNS", 3)
     ask(hospital, training_request())
     approve(hospital, "run")
     for number in range(8):

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from client.certificate import certificate_content
 from client.cli import app
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from common import messages
 from common.errors import RefusalCode
 from common.files import manifest_problem

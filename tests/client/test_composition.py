@@ -2,9 +2,9 @@
 
 import pytest
 
-from client.ledger import Ledger
-from client.ledger_records import EVALUATION, EVERYBODY
-from client.ledger_store import LedgerStore
+from client.ledger.ledger import Ledger
+from client.ledger.records import EVALUATION, EVERYBODY
+from client.ledger.store import LedgerStore
 from common.errors import BudgetError
 from common.messages import RoundKey
 from common.privacy.accountant import epsilon, merge, solve_noise_multiplier

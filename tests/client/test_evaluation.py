@@ -12,7 +12,7 @@ from scipy import stats
 
 from client.fault_points import POINTS, VARIABLE
 from client.images.parts import write_part
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from client.outbox import Outbox, SealedAnswer
 from common import messages
 from common.errors import RefusalCode

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from client.site_lock import site_lock
 from common.errors import BudgetError, LedgerError, Refusal, RefusalCode
 from common.messages import RoundKey
@@ -267,7 +267,7 @@ def test_two_processes_charging_a_hundred_times_each_are_exact(tmp_path):
 CHARGING = """
 import sys
 from pathlib import Path
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from common.messages import RoundKey
 from common.privacy.plan import PrivacyEvent
 ledger = Ledger.open(Path(sys.argv[1]))
@@ -322,7 +322,7 @@ def test_a_crash_between_commit_and_head_is_caught_up(ledger, monkeypatch):
 
 
 def test_a_crash_while_the_ledger_is_made_leaves_no_dead_end(tmp_path, monkeypatch):
-    from client import ledger_store
+    from client.ledger import store as ledger_store
 
     def crash(*_, **__):
         raise KeyboardInterrupt
@@ -350,7 +350,7 @@ def test_a_fork_can_charge_with_its_parents_ledger(ledger):
 FORKING = """
 import os, sys
 from pathlib import Path
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from common.messages import RoundKey
 ledger = Ledger.open(Path(sys.argv[1]))
 cohort = ledger.cohort(["x"])

@@ -6,9 +6,9 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
+from client.ledger.receipts import issued
 from client.ledger_commands import ledger_app
-from client.receipts import issued
 from common.node_keys import load_public_key, make_key
 from common.privacy.accountant import epsilon
 from common.statements import sign_statement

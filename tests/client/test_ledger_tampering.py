@@ -9,9 +9,9 @@ from contextlib import closing
 import pytest
 from typer.testing import CliRunner
 
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
+from client.ledger.store import row_hash, rows_of
 from client.ledger_commands import ledger_app
-from client.ledger_store import row_hash, rows_of
 from common.errors import LedgerError, RefusalCode
 from common.messages import RoundKey
 from common.privacy.plan import PrivacyEvent

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from common.privacy.accountant import running_epsilon
 from common.privacy.plan import PrivacyEvent
 from tests.client.small_hospital import make_hospital, make_plan

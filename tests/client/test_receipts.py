@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from client import receipts
 from client.deployment.hospital_folder import HospitalFolder
 from client.hospital_log import FILE
-from client.ledger import Ledger
-from client.ledger_receipt import SIZE, Receipt, _packed, bound_of, events_of, issue, read, receipt_of_charges
-from client.receipts import KeptReceipts, check, issued, receipt_findings, require_current
-from client.recovery import carry_out, plan_recovery
+from client.ledger import receipts
+from client.ledger.ledger import Ledger
+from client.ledger.receipt import SIZE, Receipt, _packed, bound_of, events_of, issue, read, receipt_of_charges
+from client.ledger.receipts import KeptReceipts, check, issued, receipt_findings, require_current
+from client.ledger.recovery import carry_out, plan_recovery
 from common import messages
 from common.errors import LedgerError, RefusalCode
 from common.messages import RoundKey

@@ -7,13 +7,13 @@ import pytest
 from typer.testing import CliRunner
 
 from client.deployment.hospital_folder import HospitalFolder
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
+from client.ledger.receipt import issue
+from client.ledger.receipts import issued, require_current
+from client.ledger.records import LOST
+from client.ledger.recovery import carry_out, plan_recovery
 from client.ledger_commands import ledger_app
-from client.ledger_receipt import issue
-from client.ledger_records import LOST
 from client.outbox import Outbox, SealedAnswer
-from client.receipts import issued, require_current
-from client.recovery import carry_out, plan_recovery
 from client.site_lock import CLIENT_LOCK, site_lock
 from common.errors import BudgetError, ConfigError, LedgerError
 from common.privacy.accountant import epsilon
@@ -273,11 +273,11 @@ def test_a_ledger_made_anew_by_mistake_is_noticed_and_recovered(site, folder):
 
 
 def test_killed_while_files_are_exchanged_the_folder_is_refused(site, folder, monkeypatch):
-    import client.recovery
+    import client.ledger.recovery
 
     charge(site.ledger, 1)
     (folder / "ledger" / "site.key").unlink()
-    real, done = client.recovery.os.replace, []
+    real, done = client.ledger.recovery.os.replace, []
 
     for most in range(3):
         done.clear()
@@ -290,7 +290,7 @@ def test_killed_while_files_are_exchanged_the_folder_is_refused(site, folder, mo
             real(source, target)
 
         with monkeypatch.context() as patched:
-            patched.setattr(client.recovery.os, "replace", replace)
+            patched.setattr(client.ledger.recovery.os, "replace", replace)
             hospital = HospitalFolder(folder)
             with pytest.raises(KeyboardInterrupt):
                 carry_out(plan_recovery(hospital, whole_budget=True), hospital)
@@ -301,6 +301,6 @@ def test_killed_while_files_are_exchanged_the_folder_is_refused(site, folder, mo
 
 def test_a_ledger_in_use_or_of_another_release_is_no_case_for_a_recovery(site, folder, monkeypatch):
     charge(site.ledger, 1)
-    monkeypatch.setattr("client.ledger_store.SCHEMA_VERSION", 2)
+    monkeypatch.setattr("client.ledger.store.SCHEMA_VERSION", 2)
     with pytest.raises(LedgerError, match="schema"):
         plan_recovery(HospitalFolder(folder), whole_budget=True)

@@ -7,10 +7,10 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from client.approvals import Approvals
+from client.approval.approvals import Approvals
 from client.cli import app
 from client.deployment.hospital_folder import HospitalFolder
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from client.retention import purge_at_start
 from client.site_lock import CLIENT_LOCK, site_lock
 from common import messages

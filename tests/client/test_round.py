@@ -15,7 +15,7 @@ from safetensors.numpy import save
 import client.requests
 import client.round
 from client.fault_points import POINTS
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from client.outbox import SealedAnswer
 from common import messages
 from common.errors import RefusalCode

@@ -14,11 +14,14 @@ from scipy import stats
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
-from client import patient_optimizer, private_training, self_test, self_test_checks, self_test_setup
+from client import patient_optimizer, private_training
 from client.patient_optimizer import PatientDPOptimizer
-from client.self_test import CHECKS, Check, require_self_test, run_check, run_checks
-from client.self_test_checks import not_poisson
-from client.self_test_setup import Setup
+from client.self_test import checks as self_test_checks
+from client.self_test import setup as self_test_setup
+from client.self_test import start as self_test
+from client.self_test.checks import not_poisson
+from client.self_test.setup import Setup
+from client.self_test.start import CHECKS, Check, require_self_test, run_check, run_checks
 from common.errors import Refusal, RefusalCode
 from common.models.names import MODELS
 from common.privacy.plan import PrivacyEvent, PrivacyPlan

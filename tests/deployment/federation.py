@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from common.enrolment import ENROLMENT, Enrolment
 from common.settings import load, to_toml
 from simulations.engines.rehearsal import Rehearsal

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from common.exit_codes import ExitCode
 from tests.deployment.federation import (
     charged_rounds,

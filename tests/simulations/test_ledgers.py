@@ -2,7 +2,7 @@
 
 import json
 
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from common.messages import RoundKey
 from common.privacy.plan import PrivacyEvent
 from simulations.ledgers import charged, collect_audit

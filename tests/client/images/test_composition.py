@@ -5,7 +5,7 @@ import pytest
 from dp_accounting.pld import PLDAccountant
 from PIL import Image
 
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from common.messages import RoundKey
 from common.privacy.plan import PrivacyEvent
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from client.planning.hospital import measured_step, num_parameters
 from client.planning.outlook import look_ahead
 from common.errors import ConfigError, DataError, LedgerError, ModelError, RefusalCode

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from client.planning.outlook import (
     afforded,
     look_ahead,

@@ -10,7 +10,7 @@ from PIL import Image
 
 import client.provisioning.dry_step
 from client.deployment.hospital_folder import HospitalFolder
-from client.ledger import Ledger
+from client.ledger.ledger import Ledger
 from client.provisioning import standing
 from client.provisioning.checks import check_hospital, guarded
 from client.provisioning.code_list import accept, withdraw

@@ -2,7 +2,7 @@
 
 An older copy of the whole ledger folder is right in itself; only something outside it can tell that charges
 are missing. So after each charge and each sealed answer the hospital makes a receipt
-(`client.ledger_receipt`), keeps it and sends it along; servers echo the last one they got. A ledger that
+(`client.ledger.receipt`), keeps it and sends it along; servers echo the last one they got. A ledger that
 holds less than a receipt says, or something else, trains nothing.
 
 What no local check can detect: a machine put back to an older day as a whole (ledger and state folder alike)
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Message
 
-from client.ledger import Ledger
-from client.ledger_receipt import HEAD_DIGITS, Receipt, covered_heads, derived_key, issue, read
-from client.ledger_records import RECOVERY, Charge, Finding
+from client.ledger.ledger import Ledger
+from client.ledger.receipt import HEAD_DIGITS, Receipt, covered_heads, derived_key, issue, read
+from client.ledger.records import RECOVERY, Charge, Finding
 from common import messages
 from common.errors import LedgerError, WireError
 from common.files import write_bytes_atomically

@@ -8,8 +8,8 @@ them; each run's last one is also held against Opacus' PRV and RDP.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from client.ledger_records import Charge, Finding, History, composed, worst_histories
-from client.ledger_rows import counted_lines
+from client.ledger.records import Charge, Finding, History, composed, worst_histories
+from client.ledger.rows import counted_lines
 from common.privacy.accountant import RUNNING_GRID, epsilon_prv, epsilon_rdp, recomputed_epsilon
 
 _EXACT = 1e-6

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from sqlite3 import Connection
 from typing import Any
 
-from client.ledger_records import Charge, Cohort, Line
-from client.ledger_store import rows_of
+from client.ledger.records import Charge, Cohort, Line
+from client.ledger.store import rows_of
 from common.messages import RoundKey
 from common.privacy.plan import PrivacyEvent
 

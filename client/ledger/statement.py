@@ -11,8 +11,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.ledger import Ledger
-from client.ledger_records import Charge, Composition, RunSpent
+from client.ledger.ledger import Ledger
+from client.ledger.records import Charge, Composition, RunSpent
 from common.errors import ConfigError
 from common.hospital_config import HospitalConfig
 from common.privacy.plan import NEIGHBOURING_RELATION

@@ -5,7 +5,7 @@ operation opens its own connection: nothing is carried over a fork, and many pro
 Evidence: each row carries the hash of the one before; the number of rows and the last hash stand in the
 database and in `head.json`, with the SHA-256 of the database file. A changed byte, a removed row or an older
 database is refused. Putting back an older copy of the whole folder cannot be seen from inside it: that is
-what receipts outside it are for (`client.receipts`).
+what receipts outside it are for (`client.ledger.receipts`).
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from client.ledger_records import EVERYBODY, DamagedLedgerError, Finding
+from client.ledger.records import EVERYBODY, DamagedLedgerError, Finding
 from client.site_lock import site_lock
 from common.errors import LedgerError
 from common.files import sha256_of_file, write_bytes_atomically, write_json_atomically

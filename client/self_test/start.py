@@ -16,14 +16,14 @@ from types import MappingProxyType
 
 from client.device import resolve_device
 from client.images.dataset import HospitalImages
-from client.self_test_checks import (
+from client.self_test.checks import (
     check_clipping,
     check_coupling,
     check_noise,
     check_release,
     check_sampling,
 )
-from client.self_test_setup import Setup
+from client.self_test.setup import Setup
 from client.site import Site
 from common.config import PublicPlan
 from common.errors import FederationError, Refusal, RefusalCode

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from client.budget_words import budget_error
-from client.ledger_records import (
+from client.ledger.records import (
     EVALUATION,
     EVERYBODY,
     TRAINING,
@@ -16,7 +16,7 @@ from client.ledger_records import (
     composed,
     worst_histories,
 )
-from client.ledger_rows import counted_lines
+from client.ledger.rows import counted_lines
 from common.privacy.accountant import epsilon, fits, running_epsilon
 from common.privacy.plan import PrivacyEvent
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.deployment.hospital_folder import HospitalFolder
-from client.ledger import Ledger
-from client.ledger_receipt import (
+from client.ledger.ledger import Ledger
+from client.ledger.receipt import (
     HEAD_DIGITS,
     Receipt,
     common_charges,
@@ -33,9 +33,9 @@ from client.ledger_receipt import (
     kinds_of,
     read,
 )
-from client.ledger_records import OUTBOX, RECOVERY, Charge, DamagedLedgerError
+from client.ledger.receipts import KeptReceipts, check
+from client.ledger.records import OUTBOX, RECOVERY, Charge, DamagedLedgerError
 from client.outbox import Outbox
-from client.receipts import KeptReceipts, check
 from client.retention import while_no_client_runs
 from client.site_lock import site_lock
 from common.errors import ConfigError, LedgerError

@@ -1,4 +1,4 @@
-"""The checks of the start-up self-test (`client.self_test`), each on the production functions of a round.
+"""The checks of the start-up self-test (`client.self_test.start`), on the production functions of a round.
 
 Each returns why it is red, or "". A statistical one is red by chance with probability of about 1e-6.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from client import private_training
 from client.patient_optimizer import PatientDPOptimizer
-from client.self_test_setup import Probe, Setup, Vector, few_units, flat, noted_gradients
+from client.self_test.setup import Probe, Setup, Vector, few_units, flat, noted_gradients
 from client.training import decay_weights, learning_rate, make_optimizer
 from common.examples import Examples
 from common.models.registry import parameter_template, read_parameters

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from client.ledger import Ledger
-from client.ledger_records import Charge
+from client.ledger.ledger import Ledger
+from client.ledger.records import Charge
 from common.messages import LARGEST_RECEIPT
 from common.privacy.accountant import Kinds, merge
 from common.privacy.plan import PrivacyEvent

@@ -26,7 +26,7 @@ EVERYBODY = "everybody"
 """In place of a cohort's digest: every patient, known or to come. A release that does not know the word takes
 the ledger for damaged and trains nothing."""
 RECOVERY_RUN = "(recovery)"
-"""Run of the charges of `client.recovery`; no server can name it, the wire allows no parenthesis."""
+"""Run of the charges of `client.ledger.recovery`; no server can name it, the wire allows no parenthesis."""
 OUTBOX = "answers in the outbox"
 """Recipient of a recovery that also paid for every answer that was waiting in the outbox."""
 LOST = "0" * 64

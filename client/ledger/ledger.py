@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from sqlite3 import Connection
 
-from client.ledger_costs import all_spent, cost_of_charge, lines_behind
-from client.ledger_records import (
+from client.ledger.costs import all_spent, cost_of_charge, lines_behind
+from client.ledger.records import (
     EVERYBODY,
     LOST,
     OUTBOX,
@@ -27,7 +27,7 @@ from client.ledger_records import (
     Spent,
     worst_histories,
 )
-from client.ledger_rows import (
+from client.ledger.rows import (
     add_cohort,
     charge_columns,
     find_charge,
@@ -36,7 +36,7 @@ from client.ledger_rows import (
     read_charges,
     read_cohorts,
 )
-from client.ledger_store import LedgerStore
+from client.ledger.store import LedgerStore
 from common.errors import LedgerError, Refusal, RefusalCode
 from common.messages import RoundKey
 from common.privacy.plan import PrivacyEvent, Unit
@@ -170,7 +170,7 @@ class Ledger:
         The first row costs nothing and tells what the recovery goes up to: charge number `up_to` of the lost
         ledger, that charge's hash `head`, and the other heads that it `covers`; then one row for each event
         (None: training without privacy). Charges without an answer are sealed with the hash in `answers` (by
-        charge number), or as LOST: on an old charge nothing is formed a second time. `client.recovery`.
+        charge number), or as LOST: an old charge is never answered anew (`client.ledger.recovery`).
         """
         nothing = PrivacyEvent(sampling_rate=1, noise_multiplier=1, steps=0)
         with self._store.writing() as connection:
@@ -264,8 +264,8 @@ class Ledger:
             return self._store.problems(connection)
 
     def verify(self) -> list[Finding]:
-        """Recompute everything the ledger says (`client.ledger_verify`); empty when it is right."""
-        from client.ledger_verify import content_findings
+        """Recompute everything the ledger says (`client.ledger.verify`); empty when it is right."""
+        from client.ledger.verify import content_findings
 
         with self._store.examining() as connection:
             found = self._store.problems(connection)

@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from client.approval_records import Approval, PendingPlan, PendingUpdate, plan_digest
-from client.ledger_records import TRAINING
+from client.approval.records import Approval, PendingPlan, PendingUpdate, plan_digest
+from client.ledger.records import TRAINING
 from client.outbox import SealedAnswer
 from common.config import PublicPlan
 from common.errors import ConfigError, Refusal, RefusalCode

@@ -1,0 +1,1 @@
+"""Plans and updates that a person has to approve."""
