@@ -22,8 +22,8 @@ means alone (post-processing), so the claim also holds against somebody who sees
 Which rounds count: those that are in the model. A round that was given up, or that was trained again after a
 checkpoint was restored, has no influence on it in its first form; an update that came late or was refused is
 in no mean. The hospital's own epsilon counts them all. Who took part in a round is taken to be independent of
-the patients, as everywhere: an honest update is refused for its norm with probability below 1e-12, by
-`server.update_checks.update_norm_bound`.
+the patients, as everywhere: an honest update, of a hospital with no more patients than it has enrolled, is
+refused for its norm with probability below 1e-12 (`server.update_checks.update_norm_bound`).
 
 Assumed: no hospital colludes with the outsider, every stated noise multiplier is true, all noise is drawn
 independently, and its rounding does not matter (each hospital's noise lies on a grid of its own, and each
