@@ -3,6 +3,7 @@
 flower-client approve DIR                      what waits: plans with what they will have cost, and updates
 flower-client approve DIR RUN                  approve the plan of RUN as it waits, for its rounds and cost
 flower-client approve DIR RUN --rounds 3       the same for the first three rounds
+flower-client approve DIR RUN --no-evaluation  the same without scoring the validation patients
 flower-client approve DIR RUN --round 3        let the sealed update of round 3 leave
 flower-client approve DIR RUN --revoke         train no further round of RUN
 """
@@ -28,8 +29,11 @@ def approve(
     run: Annotated[str, typer.Argument(help="the run to approve; without one, what waits is listed")] = "",
     rounds: Annotated[int | None, typer.Option(min=1, help="approve only the first N rounds")] = None,
     epsilon: Annotated[
-        float | None, typer.Option(help="what the run may cost at most; default: what its plan costs")
+        float | None, typer.Option(help="what its training may cost at most; default: what the plan costs")
     ] = None,
+    no_evaluation: Annotated[
+        bool, typer.Option("--no-evaluation", help="approve training only, no counts of validation patients")
+    ] = False,
     digest: Annotated[str, typer.Option(help="approve only a plan whose digest begins so")] = "",
     round_number: Annotated[
         int | None, typer.Option("--round", min=1, help="let this round's sealed update leave")
@@ -42,7 +46,7 @@ def approve(
     from client.deployment.hospital_folder import HospitalFolder
 
     hospital = HospitalFolder(folder)
-    approvals = Approvals(hospital.state)
+    approvals = Approvals(hospital.state, hospital=hospital.path)
     if not run:
         _list(hospital, approvals, output)
     elif revoke:
@@ -55,7 +59,16 @@ def approve(
         said = {"run": run, "round": round_number, "released": update.digest}
         _say(output, said, f"The update of round {round_number} may leave ({update.digest[:16]}).")
     else:
-        _approve(hospital, approvals, run, rounds=rounds, epsilon=epsilon, digest=digest, output=output)
+        _approve(
+            hospital,
+            approvals,
+            run,
+            rounds=rounds,
+            epsilon=epsilon,
+            evaluates=not no_evaluation,
+            digest=digest,
+            output=output,
+        )
 
 
 def _approve(
@@ -65,11 +78,13 @@ def _approve(
     *,
     rounds: int | None,
     epsilon: float | None,
+    evaluates: bool,
     digest: str,
     output: OutputFormat,
 ) -> None:
     from dataclasses import asdict
 
+    from client.planning.evaluations import evaluations_of
     from common.errors import ConfigError
 
     plan = approvals.known(run)
@@ -82,9 +97,17 @@ def _approve(
     of_plan = plan.plan.federation.rounds
     if epsilon is None and plan.plan.claims_privacy:
         epsilon = _cost_of_plan(hospital, plan)
-    approval = approvals.approve(plan, rounds=min(rounds or of_plan, of_plan), epsilon=epsilon)
+    outlook = evaluations_of(hospital.config, plan.plan)
+    approval = approvals.approve(
+        plan,
+        rounds=min(rounds or of_plan, of_plan),
+        epsilon=epsilon,
+        evaluations=outlook.number if evaluates else 0,
+        evaluation_epsilon=outlook.epsilon if evaluates else None,
+    )
     cost = "no privacy is claimed" if epsilon is None else f"epsilon {epsilon:.4g} at most"
     words = f"Approved: run {run}, plan {approval.digest[:16]}, rounds 1 to {approval.rounds}, {cost}."
+    words += f"\n{outlook.in_words() if evaluates else 'No evaluation was approved.'}"
     if hospital.config.policy.approval == "update":
         words += f"\nEach update waits as well: flower-client approve {hospital.path} {run} --round N"
     _say(output, asdict(approval), words)
@@ -135,6 +158,7 @@ def _list(hospital: "HospitalFolder", approvals: "Approvals", output: OutputForm
 
 def _plan_entry(hospital: "HospitalFolder", pending: "PendingPlan") -> dict[str, Any]:
     """What a person decides on; the cost is the planner's, from the plan object that training uses."""
+    from client.planning.evaluations import evaluations_of
     from client.planning.hospital import outlook_of_run
     from common.errors import FederationError
 
@@ -167,6 +191,7 @@ def _plan_entry(hospital: "HospitalFolder", pending: "PendingPlan") -> dict[str,
         "epsilon": outlook.epsilon if outlook and claims else None,
         "epsilon_after": outlook.epsilon_after if outlook and claims else None,
         "delta": hospital.config.delta,
+        "evaluation": evaluations_of(hospital.config, plan).as_json(),
         "problem": problem or None,
     }
 
@@ -191,6 +216,7 @@ def _words(hospital: "HospitalFolder", entry: dict[str, Any]) -> list[str]:
             f"{entry['delta']:.3g}, noise multiplier {entry['noise_multiplier']:g}; the worst-off patient is "
             f"then at {entry['epsilon_after']:.4g} of {hospital.config.policy.epsilon:g}."
         )
+    lines.append(f"  {entry['evaluation']['words']}")
     command = f"flower-client approve {hospital.path} {entry['run']} --digest {entry['digest'][:16]}"
     return [*lines, f"  Approve: {command}"]
 

@@ -1,7 +1,10 @@
 """Which rows are computed together: rows of the sampled patients, cut into chunks that fit in memory.
 
 A logical batch decides what is learned and what privacy costs; a chunk only bounds memory. All rows of a unit
-(patient) lie in one chunk, because a patient's gradient is clipped as a whole.
+(patient) lie in one chunk, because a patient's gradient is clipped as a whole. Every chunk is filled up with
+rows of zeros to one number of rows, which follows from public numbers: libraries choose another kernel by
+the number of rows, so that otherwise one patient more would change the last bits of all rows computed
+together, and a server that picks the weights can make last bits large (docs/decisions/0011).
 """
 
 from collections.abc import Iterator
@@ -19,6 +22,8 @@ from common.privacy.randomness import RandomnessSource, Stream
 
 CHUNK_BYTES = 256 * 2**20
 """Per-row gradients and activations of one chunk stay below about this."""
+CHUNK_ROWS = 64
+"""Rows of a chunk where memory allows: half of them are filled up in vain in the last chunk of a step."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,22 +125,48 @@ def bytes_per_row(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     return 4 * (2 * gradients + 2 * sum(outputs) + max(unfolded))
 
 
-def rows_per_chunk(model: nn.Module, input_shape: tuple[int, ...], *, physical_batch_size: int) -> int:
-    """Rows computed at once: `physical_batch_size`, or fewer where they would not fit in CHUNK_BYTES."""
-    return max(1, min(physical_batch_size, CHUNK_BYTES // bytes_per_row(model, input_shape)))
+def rows_per_chunk(
+    model: nn.Module, input_shape: tuple[int, ...], *, physical_batch_size: int, max_rows_per_unit: int = 1
+) -> int:
+    """Rows of every chunk, a power of two: at most CHUNK_ROWS, `physical_batch_size`, what CHUNK_BYTES hold.
+
+    More only where one unit has more. Depends on public numbers alone.
+    """
+    most = max(1, min(physical_batch_size, CHUNK_ROWS, CHUNK_BYTES // bytes_per_row(model, input_shape)))
+    return int(max(2 ** (most.bit_length() - 1), 2 ** (max_rows_per_unit - 1).bit_length()))
 
 
 def input_tensor(
-    examples: Examples, rows: NDArray[np.int64], *, preprocessing: Preprocessing, device: torch.device
+    examples: Examples,
+    rows: NDArray[np.int64],
+    *,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    filled_to: int = 0,
 ) -> Tensor:
-    """Images of `rows` as float32 (rows, channels, height, width), standardised, contiguous."""
-    images = np.ascontiguousarray(preprocessing.standardise(examples.inputs["image"][rows]))
-    return torch.from_numpy(images).to(device)
+    """Images of `rows` as float32 (rows, channels, height, width), standardised, contiguous.
+
+    With `filled_to` followed by zeros up to that many rows; raises ValueError if there are more already.
+    """
+    images = torch.from_numpy(np.ascontiguousarray(preprocessing.standardise(examples.inputs["image"][rows])))
+    return filled(images, filled_to or len(rows)).to(device)
 
 
-def target_tensor(examples: Examples, rows: NDArray[np.int64], *, device: torch.device) -> Tensor:
-    """Targets of `rows` as int64 (rows,)."""
-    return torch.from_numpy(examples.targets[rows]).to(device)
+def target_tensor(
+    examples: Examples, rows: NDArray[np.int64], *, device: torch.device, filled_to: int = 0
+) -> Tensor:
+    """Targets of `rows` as int64 (rows,), filled up as `input_tensor`."""
+    return filled(torch.from_numpy(examples.targets[rows]), filled_to or len(rows)).to(device)
+
+
+def filled(values: Tensor, rows: int) -> Tensor:
+    """Copy `values` and append zeros up to `rows` rows; raises ValueError if there are more already."""
+    if len(values) > rows:
+        raise ValueError(f"a chunk of {len(values)} rows does not fit into {rows}")
+    # Torch's own memory: kernels may also depend on how the numbers are aligned, which numpy does not fix.
+    result = values.new_zeros((rows, *values.shape[1:]))
+    result[: len(values)] = values
+    return result
 
 
 def _ranks(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -36,6 +36,10 @@ COMPOSITION = (
 NO_CLAIM = (
     "no privacy is claimed for this run: it trained without noise, or with noise that others can recompute"
 )
+RECOVERED = (
+    "the hospital's ledger was recovered in this run or before it: charges of the run may be missing from "
+    "the events listed"
+)
 _CLAIM = "what this hospital let out in this run is (epsilon, delta)-differentially private for its patients"
 _NOT_COMPARED = ("date", "software")
 
@@ -77,7 +81,8 @@ def certificate_content(
 ) -> dict[str, Any]:
     """What a certificate says, from the charges of one run and the server's second epsilon.
 
-    `is_complete` is False where the ledger was recovered from a backup: charges of this run may be missing.
+    `is_complete` is False where the ledger was recovered from a backup: charges of this run may be missing,
+    so no epsilon is stated. (The recovery charged everybody with all that was lost, other runs' charges too.)
     """
     training = [charge for charge in charges if charge.purpose == TRAINING]
     evaluation = [charge for charge in charges if charge.purpose == EVALUATION]
@@ -87,11 +92,13 @@ def certificate_content(
         "run_id": run_id,
         "model": dict(model),
         "claims_privacy": claims,
-        "claim": _CLAIM if claims else NO_CLAIM,
+        "claim": (_CLAIM if is_complete else RECOVERED) if claims else NO_CLAIM,
         "rounds_answered": len({c.key.round_number for c in training if c.sealed_sha256 not in (None, LOST)}),
         "is_complete": is_complete,
-        "training": _cost(training, DP_SGD) if claims and training else None,
-        "evaluation": _cost(evaluation, NOISED_COUNTS) if claims and evaluation else None,
+        "training": _cost(training, DP_SGD, is_complete=is_complete) if claims and training else None,
+        "evaluation": _cost(evaluation, NOISED_COUNTS, is_complete=is_complete)
+        if claims and evaluation
+        else None,
         "outsider": {"stated_by": "server", "epsilon": outsider} if claims else None,
         "unit": _unit(charges),
         "neighbouring_relation": NEIGHBOURING_RELATION,
@@ -116,7 +123,7 @@ def hospital_key(site: Site) -> ec.EllipticCurvePrivateKey:
     return load_private_key(in_use if in_use.is_file() else path)
 
 
-def _cost(charges: Sequence[Charge], mechanism: str) -> dict[str, Any]:
+def _cost(charges: Sequence[Charge], mechanism: str, *, is_complete: bool) -> dict[str, Any]:
     """Events and their cost to a unit that was in all of them: at least what the worst unit has spent.
 
     That is the ledger's own number wherever all charges are on the same patients. Where they are not, the
@@ -129,15 +136,16 @@ def _cost(charges: Sequence[Charge], mechanism: str) -> dict[str, Any]:
     stated = [charge.epsilon for charge in charges if charge.epsilon is not None]
     if len({(charge.cohort_digest, charge.delta) for charge in charges}) == 1 and stated:
         epsilon = min(epsilon, max(stated))
-    return {
+    cost: dict[str, Any] = {
         "mechanism": mechanism,
         "events": [
             {"sampling_rate": q, "noise_multiplier": sigma, "l2_clip_norm": clips[(q, sigma)], "steps": steps}
             for q, sigma, steps in merge(events)
         ],
-        "epsilon": epsilon,
+        "epsilon": epsilon if is_complete else None,
         "delta": delta,
     }
+    return cost if is_complete else {**cost, "no_epsilon_because": RECOVERED}
 
 
 def _kind(event: PrivacyEvent) -> tuple[float, float]:

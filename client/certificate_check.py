@@ -4,7 +4,7 @@ Not checked, since no file can show it: that the hospital did what it says. A ce
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,16 @@ class CheckedPart:
     """One thing that was looked at."""
 
     part: str
-    ok: bool
+    ok: bool | None
+    """None: it could not be looked at."""
     result: str
+
+
+def is_right(parts: Sequence[CheckedPart]) -> bool | None:
+    """False where something is wrong, None where something could not be looked at, else True."""
+    if any(part.ok is False for part in parts):
+        return False
+    return None if any(part.ok is None for part in parts) else True
 
 
 def read_certificate(path: Path) -> str:
@@ -69,8 +77,10 @@ def check_certificate(
 
 def _signer(statement: Statement, fingerprint: str | None) -> CheckedPart:
     if fingerprint is None:
-        text = "not compared: give --key or --fingerprint, from the roster or the hospital itself"
-        return CheckedPart(part="signer", ok=True, result=text)
+        text = (
+            "WHO signed was not checked: give --key or --fingerprint, from the roster or the hospital itself"
+        )
+        return CheckedPart(part="signer", ok=None, result=text)
     if statement.fingerprint == fingerprint:
         return CheckedPart(part="signer", ok=True, result="the key that was expected")
     return CheckedPart(part="signer", ok=False, result=f"another key than {fingerprint}")
@@ -88,6 +98,10 @@ def _cost(content: Mapping[str, Any], part: str) -> CheckedPart:
         events = [_event(fields) for fields in cost["events"]]
         if not any(event.steps for event in events):
             raise ValueError("no events are listed")
+        if cost["epsilon"] is None and content.get("is_complete") is not True:
+            return CheckedPart(
+                part=part, ok=True, result="no epsilon is stated, since charges may be missing"
+            )
         stated, delta = _number(cost["epsilon"]), _number(cost["delta"])
         found = claimed_epsilon(events, delta=delta)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

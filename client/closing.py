@@ -29,6 +29,8 @@ def keep_model(site: Site, request: Message, envelope: Envelope) -> Message:
         raise PolicyError(
             "a model of a run in which this hospital did not train is not kept",
             why="anybody who reaches the hospital could otherwise fill its disk or replace its models",
+            fix="nothing, if it took no part in that run; if it did, `flower-client ledger verify` looks "
+            "whether charges are missing from the ledger",
         )
     record = request.content.get(messages.MODEL)
     if not isinstance(record, ConfigRecord):
@@ -41,6 +43,8 @@ def keep_model(site: Site, request: Message, envelope: Envelope) -> Message:
     if not announced == envelope.key.model_hash == parameters_sha256(weights):
         raise WireError("the final model does not have the hash that was announced")
     folder = site.models_folder / run_id
+    for place in (site.models_folder, folder):
+        place.mkdir(mode=0o700, exist_ok=True)  # `parents` of mkdir would have the default mode
     write_safetensors(folder / "model.safetensors", weights, mode=0o600)
     write_bytes_atomically(folder / "model.json", description.encode(), mode=0o600)
     write_bytes_atomically(folder / "MODEL_CARD.md", card.encode(), mode=0o600)

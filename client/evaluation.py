@@ -25,6 +25,7 @@ from client.out_of_memory import explained_memory
 from client.outbox import SealedAnswer
 from client.policy import TrainingRequest, require_allowed, require_patients
 from client.requests import checked_weights, deadline_of, require_time
+from client.row_places import place_matters
 from client.site import Site
 from common import messages
 from common.config import PublicPlan
@@ -61,10 +62,13 @@ def evaluate_model(site: Site, request: Message, envelope: Envelope) -> Message:
             plan = messages.plan_from_record(request.content)
             asked = TrainingRequest.of(plan, round_number=key.round_number, unit=plan.data.unit)
             require_allowed(config, asked)
-            automatic = config.policy.approval == "automatic"
-            approved_epsilon = None if automatic else site.approvals.require(key, plan).epsilon
-            # 3. Check what may still leave, what arrived, what is here.
-            earlier = _require_released(site, key)
+            others = _require_released(site, key)
+            earlier = [charge.event for charge in others if charge.event is not None]
+            approved_epsilon = None
+            if config.policy.approval != "automatic":
+                approval = site.approvals.require_evaluation(key, plan, earlier=len(others))
+                approved_epsilon = approval.evaluation_epsilon
+            # 3. Check what arrived and what is here.
             weights = checked_weights(request, envelope, plan, deadline=deadline)
             images = site.images(plan)
             require_patients(plan, images.unit)
@@ -121,8 +125,8 @@ def noise_multiplier_for(config: HospitalConfig) -> float:
         ) from None
 
 
-def _require_released(site: Site, key: RoundKey) -> list[PrivacyEvent]:
-    """The events of this run's other evaluations; Refusal(METRICS) where no (further) one may leave."""
+def _require_released(site: Site, key: RoundKey) -> list[Charge]:
+    """The charges of this run's other evaluations; Refusal(METRICS) where no (further) one may leave."""
     release = site.config.release
     if not release.metrics:
         raise Refusal(
@@ -140,7 +144,7 @@ def _require_released(site: Site, key: RoundKey) -> list[PrivacyEvent]:
             why=f"release.maximum-per-run is {release.maximum_per_run}",
             fix="raise that setting if validation patients shall pay for more",
         )
-    return [charge.event for charge in others if charge.event is not None]
+    return others
 
 
 def _agreed_event(
@@ -164,7 +168,8 @@ def _agreed_event(
     limits = list(limits_of(config, behind, approved_epsilon=approved_epsilon))
     if (broken := first_broken(limits, event, delta=config.delta)) is not None:
         what = f"one more evaluation would take validation patients above epsilon {broken.epsilon:g}"
-        raise limit_error(broken, what, event, delta=config.delta)
+        error = limit_error(broken, what, event, delta=config.delta)
+        raise site.approvals.beyond(key, plan, error) if isinstance(error, Refusal) else error
     return event
 
 
@@ -231,21 +236,26 @@ def score_patients(
     """Each patient's mean probabilities (patients, classes) and label (patients,), in table order. Private.
 
     At most `max_images_per_patient` images are looked at, the first ones in table order; the label is that of
-    all the patient's images (`patient_labels`).
+    the patient's images (`patient_labels`). A patient's numbers are the same bits whoever else is there:
+    chunks have one public shape, and where the place in a chunk matters each image is scored alone.
     """
     offsets, rows = examples.unit_rows
     rows, patients = patient_rows(offsets, rows, most=plan.privacy.max_images_per_patient)
     model.to(device).eval()
     shape = (plan.data.channels, plan.data.image_size, plan.data.image_size)
-    at_once = rows_per_chunk(model, shape, physical_batch_size=plan.training.physical_batch_size)
+    chunk_rows = rows_per_chunk(model, shape, physical_batch_size=plan.training.physical_batch_size)
+    if place_matters(model, input_shape=shape, rows=chunk_rows, scored_for=task):
+        chunk_rows = 1
     preprocessing = Preprocessing(image_size=plan.data.image_size, channels=plan.data.channels)
     said = [np.zeros((0, task.num_outputs))]
     with torch.no_grad():
-        for start in range(0, len(rows), at_once):
+        for start in range(0, len(rows), chunk_rows):
             require_time(deadline, "while the model was scored")
-            chunk = rows[start : start + at_once]
-            inputs = input_tensor(examples, chunk, preprocessing=preprocessing, device=device)
-            said.append(task.probabilities(model(inputs)))
+            chunk = rows[start : start + chunk_rows]
+            inputs = input_tensor(
+                examples, chunk, preprocessing=preprocessing, device=device, filled_to=chunk_rows
+            )
+            said.append(task.probabilities(model(inputs))[: len(chunk)])
     total = examples.num_units
     means = patient_means(np.concatenate(said), patients, num_patients=total)
     labels = patient_labels(examples.targets, examples.units, num_patients=total, classes=len(task.classes))

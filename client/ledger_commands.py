@@ -1,6 +1,7 @@
 """`flower-client ledger show|verify|export|recover`: what was spent, whether it is true, what to do if not.
 
-Exit codes: 0 right, 1 findings of verify or a recovery that waits for --yes, 2 it cannot be done at all.
+Exit codes: 0 right, 1 findings of verify, receipts that contradict what show prints, or a recovery that waits
+for --yes, 2 it cannot be done at all; export signs nothing that receipts contradict.
 """
 
 import json
@@ -28,21 +29,31 @@ Delta = Annotated[float | None, typer.Option(help="Delta of the statement; by de
 @ledger_app.command()
 def show(where: Where = Path("hospital.toml"), delta: Delta = None, output: Format = "text") -> None:
     """Tell what the worst-off patient has spent, over all runs and per run."""
+    from client.ledger.contradiction import contradiction, require_not_gone
+
     try:
         folder, own_delta = _locate(where)
+        if (hospital := _hospital(where)) is not None:
+            require_not_gone(folder, hospital.state)
         ledger = _open(folder)
         spent = ledger.spent(delta or own_delta or _last_delta(ledger))
+        wrong = contradiction(ledger, hospital.state) if hospital is not None else None
     except FederationError as error:
         _unusable(error, output)
     if output == "json":
-        typer.echo(json.dumps({**asdict(spent), "private": spent.private}, indent=2))
-        return
+        said = {**asdict(spent), "private": spent.private, "problem": str(wrong) if wrong else None}
+        typer.echo(json.dumps(said, indent=2))
+        raise typer.Exit(1 if wrong else 0)
+    if wrong:
+        typer.echo(f"These numbers are TOO LOW or of another ledger: {wrong}", err=True)
     typer.echo(spent.in_words())
     for run in spent.runs:
         cost = f"epsilon {run.epsilon:.4g}" if run.epsilon is not None else "NO PRIVACY CLAIMED"
         noise = f", noise multiplier {run.noise_multiplier:g}" if run.noise_multiplier else ""
         looks = f", {run.evaluations} evaluation(s)" if run.evaluations else ""
         typer.echo(f"  {run.run_id}: {cost}, {run.rounds} round(s), {run.steps} step(s){noise}{looks}")
+    if wrong:
+        raise typer.Exit(1)
 
 
 @ledger_app.command()
@@ -51,6 +62,7 @@ def verify(where: Where = Path("hospital.toml"), output: Format = "text") -> Non
 
     Exit 0 if right, 1 with findings, 2 if unusable. A file that is no .toml is taken for a statement.
     """
+    from client.ledger.contradiction import require_not_gone
     from client.ledger.ledger import Ledger
     from client.ledger.receipts import receipt_findings
 
@@ -59,9 +71,12 @@ def verify(where: Where = Path("hospital.toml"), output: Format = "text") -> Non
             _verify_statement(where, output)
             return
         folder, _ = _locate(where)
+        hospital = _hospital(where)
+        if hospital is not None:
+            require_not_gone(folder, hospital.state)
         ledger = Ledger.examine(folder)
         findings = ledger.verify()
-        if not findings and (hospital := _hospital(where)) is not None:
+        if not findings and hospital is not None:
             findings = receipt_findings(hospital.state, ledger)
         number = len(ledger.charges()) if not findings else None
     except FederationError as error:
@@ -73,7 +88,10 @@ def verify(where: Where = Path("hospital.toml"), output: Format = "text") -> Non
         for finding in findings:
             place = f" (charge {finding.charge})" if finding.charge else ""
             typer.echo(f"{finding.kind}: {finding.message}{place}")
-        typer.echo(f"{len(findings)} finding(s): do not train with this ledger; restore its newest backup.")
+        typer.echo(
+            f"{len(findings)} finding(s): do not train with this ledger; restore its newest backup, or see "
+            "what `flower-client ledger recover` can do from receipts."
+        )
     else:
         typer.echo(f"The ledger is right: {number} charge(s), chain intact, every epsilon recomputed.")
     if findings:
@@ -87,13 +105,17 @@ def export(
     unsigned: Annotated[bool, typer.Option("--unsigned", help="without a signature, and saying so.")] = False,
 ) -> None:
     """Write a statement of what was spent, signed with the hospital's key; it names and counts no patient."""
+    from client.ledger.contradiction import require_borne_out, require_not_gone
     from client.ledger.statement import ledger_content, signed_content
     from common.files import write_bytes_atomically
     from common.node_keys import load_private_key
 
     try:
         hospital = _required_hospital(where)
-        ledger = _open(hospital.config.ledger_folder(hospital.path))
+        place = hospital.config.ledger_folder(hospital.path)
+        require_not_gone(place, hospital.state)
+        ledger = _open(place)
+        require_borne_out(ledger, hospital.state)  # too low a number is never signed
         if not unsigned and not hospital.key_file.is_file():
             raise ConfigError(
                 f"there is no key {hospital.key_file} to sign with",
@@ -120,6 +142,12 @@ def recover(
         bool,
         typer.Option("--whole-budget", help="charge all that the policy allows; nothing private fits then."),
     ] = False,
+    start_anew: Annotated[
+        bool,
+        typer.Option(
+            "--start-anew", help="charge nothing: another ledger never had the patients of this one."
+        ),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do it.")] = False,
 ) -> None:
     """Go on from an older or lost ledger: charge what the newest receipts prove to every patient.
@@ -130,6 +158,11 @@ def recover(
 
     try:
         hospital = _required_hospital(where)
+        if start_anew:
+            if receipt or whole_budget:
+                raise ConfigError("--start-anew charges nothing", fix="leave the other options out")
+            _start_anew(hospital, yes=yes)
+            return
         further = [_bytes_of(path) for path in receipt or []]
         plan = plan_recovery(hospital, further=further, whole_budget=whole_budget)
         typer.echo(plan.in_words())
@@ -146,6 +179,24 @@ def recover(
         typer.echo(ledger.spent(hospital.config.delta).in_words())
     except FederationError as error:
         _unusable(error, "text")
+
+
+def _start_anew(hospital: "HospitalFolder", *, yes: bool) -> None:
+    from client.ledger.starting_anew import is_in_use, start_anew
+
+    if is_in_use(hospital):
+        typer.echo("This ledger is in use already: nothing to do.")
+        return
+    typer.echo(
+        "Nothing is charged, and what another ledger of this hospital has spent counts for nobody here.\n"
+        "That is right only if no patient of this hospital's data was ever in another ledger,\n"
+        "or if this one holds all that was charged to them."
+    )
+    if not yes:
+        typer.echo("Nothing was changed. If that is so, say --yes.")
+        raise typer.Exit(1)
+    ledger = start_anew(hospital)
+    typer.echo(f"This ledger is in use from now on: {len(ledger.charges())} charge(s).")
 
 
 def _verify_statement(file: Path, output: str) -> None:

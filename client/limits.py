@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from client.budget_words import budget_error
+from client.ledger.records import Composition
 from common.errors import BudgetError, FederationError, Refusal, RefusalCode
 from common.hospital_config import HospitalConfig
 from common.privacy.accountant import affordable_steps, fits, running_epsilon, solve_noise_multiplier
 from common.privacy.plan import PrivacyEvent, PrivacyPlan
 
 Histories = Sequence[Sequence[PrivacyEvent]]
+_BUDGET = "policy.epsilon"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,8 @@ class Limit:
     histories: Histories
     setting: str
     """Who sets it: `policy.epsilon`, `policy.run-epsilon`, or a person's approval."""
+    composition: Composition = "patient"
+    """How the histories were composed."""
 
     def allows(self, event: PrivacyEvent, *, delta: float) -> bool:
         """Whether `event` fits behind every list."""
@@ -51,7 +55,12 @@ def limits_of(
 ) -> Iterator[Limit]:
     """Every limit that holds here; the tightest words come first where several forbid the same."""
     policy, run = config.policy, [behind.run_events]
-    yield Limit(epsilon=policy.epsilon, histories=behind.histories, setting="policy.epsilon")
+    yield Limit(
+        epsilon=policy.epsilon,
+        histories=behind.histories,
+        setting=_BUDGET,
+        composition=policy.composition,
+    )
     if policy.run_epsilon is not None:
         yield Limit(epsilon=policy.run_epsilon, histories=run, setting="policy.run-epsilon")
     if approved_epsilon is not None:
@@ -110,8 +119,15 @@ def first_broken(limits: Sequence[Limit], event: PrivacyEvent, *, delta: float) 
 def limit_error(limit: Limit, what: str, event: PrivacyEvent, *, delta: float) -> FederationError:
     """Why `what` is refused: a BudgetError, or Refusal(APPROVAL) where a person can allow more."""
     history = limit.worst(delta=delta)
-    if limit.setting == "policy.epsilon":
-        return budget_error(what, history=history, event=event, limit=limit.epsilon, delta=delta)
+    if limit.setting == _BUDGET:
+        return budget_error(
+            what,
+            history=history,
+            event=event,
+            limit=limit.epsilon,
+            delta=delta,
+            composition=limit.composition,
+        )
     used = running_epsilon(history, delta=delta)
     with_it = running_epsilon([*history, event], delta=delta)
     why = (
@@ -120,9 +136,7 @@ def limit_error(limit: Limit, what: str, event: PrivacyEvent, *, delta: float) -
         f"{with_it:.4g}"
     )
     if limit.setting == "approval":
-        return Refusal(
-            RefusalCode.APPROVAL, what, why=why, fix="flower-client approve DIR RUN --epsilon E allows more"
-        )
+        return Refusal(RefusalCode.APPROVAL, what, why=why, fix="flower-client approve allows more")
     return BudgetError(
         what, why=why, fix="other runs go on; a larger policy.run-epsilon is a decision of yours"
     )

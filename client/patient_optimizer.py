@@ -3,7 +3,9 @@
 Guarantee of one step: let S(D) be the sum over the sampled units (patients) of their gradients, each clipped
 to l2 norm C and rounded to the public grid of `common.privacy.noise`. The sum is exact, in whole numbers of
 the grid and in any order, so adding or removing one unit with all its rows changes S by at most C(1 + 2e-6)
-in l2 norm, whatever its images are; a unit whose gradient is not finite, or above 1e30, counts as zero. The
+in l2 norm, whatever its images and the weights are, given that the float32 gradients of the other units keep
+their bits (`client.private_training` sees to that, and what is done to them here is the same for each unit
+whoever else is there); a unit whose gradient is not finite, or above 1e30, counts as zero. The
 step releases (S + noise) / (q n): Gaussian noise of our own stream in whole numbers of the grid, its standard
 deviation sigma C raised by what rounding may add, and one public divisor; division and rounding to float32
 see only noised whole numbers. Sigma, C, q and n come from the frozen PrivacyPlan and from nowhere else.
@@ -27,6 +29,8 @@ from common.privacy.randomness import RandomnessSource
 
 _BLOCK_VALUES = 2**16
 """Float64 values that are worked on at once: they stay in a core's cache."""
+_NORM_COLUMNS = 1024
+"""Partial sums of a squared norm, at most; a power of two."""
 _LARGEST_NORM = 1e30
 """Above it the clip factor would lose its precision in float32, and the gradient is of no use anyway."""
 
@@ -46,11 +50,19 @@ def squared_norms(gradients: Tensor) -> Tensor:
     """Squared l2 norm of each row, float64 (rows,).
 
     In float64 because float32 is off by up to 2e-3 over millions of weights, which would loosen the clip.
+    Elementwise in an order of its own: a library's reduction may choose its order by the number of rows.
     """
-    total = torch.zeros(len(gradients), dtype=torch.float64, device=gradients.device)
-    for block in _column_blocks(gradients.flatten(1)):
-        total += block.double().square_().sum(dim=1)
-    return total
+    gradients = gradients.flatten(1)
+    width = min(_NORM_COLUMNS, 1 << max(gradients.shape[1] - 1, 0).bit_length())
+    first, *others = torch.split(gradients, width, dim=1)
+    total = first.new_zeros((len(first), width), dtype=torch.float64)
+    total[:, : first.shape[1]] = first
+    total.square_()
+    for block in others:
+        total[:, : block.shape[1]] += block.double().square_()
+    while total.shape[1] > 1:
+        total = total[:, : total.shape[1] // 2] + total[:, total.shape[1] // 2 :]
+    return total[:, 0]
 
 
 def sum_on_grid(gradients: Tensor, factors: Tensor, *, spacing: float) -> Tensor:
@@ -159,7 +171,10 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
             raise ValueError("segments must be 0..num_units-1, never decreasing, each at least once")
         gradients = [self._take(p, rows=len(segments)) for p in self._parameters]
         gradients = [sum_rows_of_units(g, segments, num_units).flatten(1) for g in gradients]
-        norms = torch.stack([squared_norms(g) for g in gradients]).sum(dim=0).sqrt_()
+        norms = torch.zeros(num_units, dtype=torch.float64, device=segments.device)
+        for gradient in gradients:
+            norms += squared_norms(gradient)
+        norms.sqrt_()
         factors = clip_factors(norms, l2_clip_norm=self._plan.l2_clip_norm)
         broken = factors == 0
         for parameter, gradient in zip(self._parameters, gradients, strict=True):

@@ -68,7 +68,8 @@ def agree(
     """The plan of this round, or None for training without privacy that the policy allows.
 
     `behind` is what patients and run have behind them, `earlier_noise_multiplier` the noise of this run's
-    earlier rounds, which stays, `approved_epsilon` what a person allows the run to cost, if one was asked.
+    first charge, which stays in both modes (a policy changed since counts from the next run),
+    `approved_epsilon` what a person allows the run to cost, if one was asked.
     Raises PolicyError, BudgetError, Refusal(NOT_PRIVATE), Refusal(APPROVAL).
     """
     require_allowed(config, request)
@@ -185,10 +186,11 @@ def _noise_multiplier(
             why=f"policy.maximum-noise-multiplier = {policy.maximum_noise_multiplier:g}",
             fix="raise the ceiling, or leave this run",
         )
-    if policy.mode == "fixed" and policy.noise_multiplier is not None:
+    if earlier is not None:
+        _require_enough_noise(policy, knobs, earlier)
+        chosen = earlier
+    elif policy.mode == "fixed" and policy.noise_multiplier is not None:
         chosen = max(policy.noise_multiplier, floor)
-    elif earlier is not None:
-        chosen = max(earlier, floor)
     else:
         chosen = _solved(config, request, limits, floor)
     if chosen > policy.maximum_noise_multiplier:
@@ -198,6 +200,24 @@ def _noise_multiplier(
             fix="train fewer rounds or steps, lower the sampling rate, or raise budget or ceiling",
         )
     return chosen
+
+
+def _require_enough_noise(policy: PolicyConfig, knobs: PrivacyKnobs, noise_multiplier: float) -> None:
+    """A run keeps its noise; where somebody wants more in the midst of it, it ends here."""
+    fixed = policy.noise_multiplier if policy.mode == "fixed" and policy.noise_multiplier is not None else 0.0
+    asked = {
+        "policy.minimum-noise-multiplier": policy.minimum_noise_multiplier,
+        "policy.noise-multiplier": fixed,
+        "the server's minimum-noise-multiplier": knobs.minimum_noise_multiplier,
+    }
+    setting, least = max(asked.items(), key=lambda item: item[1])
+    if least > noise_multiplier:
+        raise PolicyError(
+            f"this run has had a noise multiplier of {noise_multiplier:g} since its first round, and "
+            f"{setting} is now {least:g}",
+            why="the noise of a run that has begun stays: a changed setting counts from the next run",
+            fix=f"leave this run, or set {setting} back to what it was",
+        )
 
 
 def _solved(config: HospitalConfig, request: TrainingRequest, limits: Sequence[Limit], floor: float) -> float:

@@ -4,6 +4,11 @@ Guarantee: the weights in the TrainingResult are (with the weights at the start)
 releases of `plan.steps` steps, each a Poisson-subsampled Gaussian mechanism with sampling rate q and noise
 multiplier sigma of the plan, for adding or removing one unit (patient). Nothing else in the result depends on
 the patients, except the time it took. The caller charges `plan.event()` before.
+
+That a unit's clipped gradient has the same bits whoever else enters, whatever the weights, rests on chunks of
+one public shape (`client.batches`), computed by one number of threads, and on kernels that treat all places
+in a chunk alike. The latter is tried with random numbers (`client.row_places`); where it is not so, each unit
+gets a chunk of its own.
 """
 
 import time
@@ -19,6 +24,7 @@ from torch import Tensor, nn
 from client.batches import chunks_of_units, input_tensor, rows_per_chunk, sampled_rows, target_tensor
 from client.guard import guard_losses, guard_model, guard_optimizer
 from client.patient_optimizer import PatientDPOptimizer
+from client.row_places import place_matters
 from client.training import (
     TrainingResult,
     decay_weights,
@@ -63,7 +69,13 @@ def train_privately(
     input_shape = tuple(examples.inputs["image"].shape[1:])
     guard_losses(task)
     guard_model(model, input_shape=input_shape)
-    max_rows = rows_per_chunk(model, input_shape, physical_batch_size=training.physical_batch_size)
+    most = plan.max_rows_per_unit
+    chunk_rows = rows_per_chunk(
+        model, input_shape, physical_batch_size=training.physical_batch_size, max_rows_per_unit=most
+    )
+    alone = place_matters(model, input_shape=input_shape, rows=chunk_rows)
+    if alone:
+        chunk_rows = rows_per_chunk(model, input_shape, physical_batch_size=1, max_rows_per_unit=most)
     rate = learning_rate(training, round_number=round_number, num_rounds=num_rounds)
     with per_row_gradients(model) as wrapped:
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -80,13 +92,19 @@ def train_privately(
             stream = randomness.stream(purpose="sampling", round_number=round_number, step=step)
             rows, segments = rows_of_step(examples, plan, stream)
             # 3. Clip each patient's gradient and add it up, a chunk that fits in memory at a time.
-            for chunk in chunks_of_units(rows, segments, max_rows=max_rows):
+            for chunk in chunks_of_units(rows, segments, max_rows=1 if alone else chunk_rows):
                 accumulate_clipped_gradients(
                     wrapped,
                     task,
                     optimizer,
-                    inputs=input_tensor(examples, chunk.rows, preprocessing=preprocessing, device=device),
-                    targets=target_tensor(examples, chunk.rows, device=device),
+                    inputs=input_tensor(
+                        examples,
+                        chunk.rows,
+                        preprocessing=preprocessing,
+                        device=device,
+                        filled_to=chunk_rows,
+                    ),
+                    targets=target_tensor(examples, chunk.rows, device=device, filled_to=chunk_rows),
                     segments=torch.from_numpy(chunk.segments).to(device),
                     num_units=chunk.num_units,
                 )
@@ -139,12 +157,18 @@ def accumulate_clipped_gradients(
 ) -> None:
     """Add the clipped gradient of each unit to the optimiser's sum; a unit's loss is the mean of its rows.
 
-    inputs: float32 (rows, ...). targets, segments: int64 (rows,). No row influences another unit's gradient.
+    inputs: float32 (rows, ...). targets: int64 (rows,). segments: int64, one for each row that belongs to a
+    unit; the rows after them only fill the chunk up. No row influences another unit's gradient.
     """
+    own = len(segments)
     rows_of_unit = torch.bincount(segments, minlength=num_units)
     losses = task.losses(wrapped(inputs.requires_grad_()), targets)
-    loss = (losses / rows_of_unit[segments]).sum()
+    loss = (losses[:own] / rows_of_unit[segments]).sum()
     # Towards the inputs only: the hooks fire on the way, and autograd does not form the batch gradient of the
     # weights, which nobody clipped and nobody needs.
     loss.backward(inputs=[inputs])  # type: ignore[no-untyped-call]
+    for parameter in wrapped.parameters():
+        gradients = getattr(parameter, "grad_sample", None)
+        if isinstance(gradients, Tensor) and len(gradients) == len(inputs):
+            parameter.grad_sample = gradients[:own]
     optimizer.accumulate(segments, num_units)

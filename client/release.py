@@ -3,7 +3,7 @@
 Whatever leaves passes through one of these functions: an update that was made private and charged, noised and
 charged counts about validation patients, the hospital's public introduction, a receipt, or an enumerated
 refusal. Each is checked against the white list of `common.messages` and written to the hospital's own
-`audit.jsonl`: what, when, to whom, bytes, hash, cost.
+`audit.jsonl` before it leaves: what, when, to whom, which records, bytes and hash of all of them, cost.
 """
 
 import hashlib
@@ -12,15 +12,17 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from flwr.app import ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ConfigRecord, Message, MetricRecord, RecordDict
 
+from client.ledger.records import EVALUATION, TRAINING
 from client.outbox import SealedAnswer
 from common import messages
 from common.errors import PrivacyError, RefusalCode
 from common.files import append_line
 from common.messages import Envelope
-from common.parameters import record_bytes, to_record
+from common.parameters import to_record
 
 HELLO_WHITE_LIST = frozenset({"name", "enrolled-patients", "schema-version", "version", "flwr"})
 """What a hospital says of itself: nothing here depends on which patients it has."""
@@ -41,13 +43,12 @@ class Door:
         `ledger_receipt` is encrypted for this hospital alone (`client.ledger.receipts`).
         """
         _require_listed(sealed.metrics)
-        arrays = to_record(sealed.delta)
-        self._note(envelope, "update", record_bytes(arrays), sealed.sha256, sealed.metrics)
         records: dict[str, messages.Record] = {
-            messages.ARRAYS: arrays,
+            messages.ARRAYS: to_record(sealed.delta),
             messages.METRICS: MetricRecord(dict(sealed.metrics)),
         }
-        return messages.answer(request, envelope, **records, **messages.receipt_record(ledger_receipt))
+        message = messages.answer(request, envelope, **records, **messages.receipt_record(ledger_receipt))
+        return self._noted("update", envelope, message, sealed_sha256=sealed.sha256)
 
     def evaluation(
         self,
@@ -64,14 +65,12 @@ class Door:
             raise PrivacyError(f"{sorted(unknown)[0]} is not on the white list of what may leave")
         if not all(math.isfinite(count) for values in counts.values() for count in values):
             raise PrivacyError("a count that is not finite does not leave")
-        text = json.dumps({name: list(values) for name, values in sorted(counts.items())})
-        sha256 = hashlib.sha256(text.encode()).hexdigest()
-        self._note(envelope, "evaluation", 8 * sum(map(len, counts.values())), sha256, metrics)
         records: dict[str, messages.Record] = {
             messages.COUNTS: MetricRecord({name: list(values) for name, values in counts.items()}),
             messages.METRICS: MetricRecord(dict(metrics)),
         }
-        return messages.answer(request, envelope, **records, **messages.receipt_record(ledger_receipt))
+        message = messages.answer(request, envelope, **records, **messages.receipt_record(ledger_receipt))
+        return self._noted("evaluation", envelope, message)
 
     def introduction(
         self, request: Message, envelope: Envelope, facts: dict[str, str | int | bool]
@@ -79,25 +78,37 @@ class Door:
         """Answer a hello with the hospital's public facts."""
         if set(facts) != HELLO_WHITE_LIST:
             raise PrivacyError("the introduction does not hold exactly the white-listed facts")
-        self._note(envelope, "introduction", 0, "", {})
-        return messages.answer(request, envelope, **{messages.HOSPITAL: ConfigRecord(dict(facts))})
+        message = messages.answer(request, envelope, **{messages.HOSPITAL: ConfigRecord(dict(facts))})
+        return self._noted("introduction", envelope, message)
 
     def receipt(
         self, request: Message, envelope: Envelope, model_sha256: str, *, certificate: str = ""
     ) -> Message:
         """Confirm which model was stored, with the hospital's signed release certificate if there is one."""
-        self._note(envelope, "receipt", len(certificate), model_sha256, {})
         record = ConfigRecord({"sha256": model_sha256, "certificate": certificate})
-        return messages.answer(request, envelope, **{messages.RECEIPT: record})
+        message = messages.answer(request, envelope, **{messages.RECEIPT: record})
+        return self._noted(
+            "receipt",
+            envelope,
+            message,
+            model_sha256=model_sha256,
+            certificate_sha256=hashlib.sha256(certificate.encode()).hexdigest() if certificate else "",
+        )
 
     def refusal(self, request: Message, envelope: Envelope, code: RefusalCode) -> Message:
         """Answer with an enumerated reason and no local detail."""
-        self._note(envelope, f"refusal {code.value}", 0, "", {})
-        return messages.refusal(request, envelope, code)
+        message = messages.refusal(request, envelope, code)
+        return self._noted(f"refusal {code.value}", envelope, message)
 
-    def _note(
-        self, envelope: Envelope, what: str, num_bytes: int, sha256: str, metrics: Mapping[str, float | int]
-    ) -> None:
+    def _noted(self, what: str, envelope: Envelope, message: Message, **hashes: str) -> Message:
+        """Write down what `message` holds, then hand it on: what cannot be written down does not leave.
+
+        Every number of the line is taken from the message itself. Raises OSError where the disk does not
+        take the whole line.
+        """
+        content = message.content
+        scalars = content.get(messages.METRICS)
+        metrics: Mapping[str, Any] = scalars if isinstance(scalars, MetricRecord) else {}
         line = {
             "time": time.time(),
             "what": what,
@@ -105,13 +116,48 @@ class Door:
             "run": envelope.key.run_id,
             "attempt": envelope.key.attempt,
             "round": envelope.key.round_number,
-            "bytes": num_bytes,
-            "sha256": sha256,
+            "bytes": messages.content_bytes(content),
+            "sha256": content_sha256(content),
+            **hashes,
+            "records": {name: _described(record) for name, record in content.items()},
             "noise_multiplier": metrics.get(messages.NOISE_MULTIPLIER),
             "steps": metrics.get(messages.STEPS),
             "epsilon": metrics.get(messages.EPSILON),
+            "cost": None,
         }
+        if messages.EPSILON in metrics:
+            line["cost"] = {
+                "epsilon": metrics[messages.EPSILON],
+                "delta": metrics.get(messages.DELTA),
+                "purpose": EVALUATION if messages.COUNTS in content else TRAINING,
+            }
         append_line(self._audit_file, json.dumps(line), mode=0o600)
+        return message
+
+
+def content_sha256(content: RecordDict) -> str:
+    """SHA-256 over all that a message says: one line of JSON for each of its records, by name.
+
+    A line is [record, {key: value}], keys sorted; bytes and arrays stand as their own SHA-256 and length.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(content):
+        values = {key: _plain(value) for key, value in content[name].items()}
+        digest.update(json.dumps([name, values], sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _plain(value: object) -> object:
+    data = value.data if isinstance(value, Array) else value
+    return [hashlib.sha256(data).hexdigest(), len(data)] if isinstance(data, bytes) else data
+
+
+def _described(record: messages.Record) -> dict[str, object]:
+    """Bytes of a record, the names in it, and the lengths of lists among them."""
+    lengths = {name: len(value) for name, value in record.items() if isinstance(value, list)}
+    return {"bytes": record.count_bytes(), "names": sorted(record)} | (
+        {"lengths": lengths} if lengths else {}
+    )
 
 
 def _require_listed(metrics: Mapping[str, float | int]) -> None:

@@ -26,6 +26,7 @@ from client.training import TrainingResult, train
 from common import messages
 from common.config import PublicPlan
 from common.errors import Refusal, RefusalCode
+from common.hospital_config import HospitalConfig
 from common.messages import Envelope, RoundKey
 from common.models.registry import build_model, load_parameters
 from common.parameters import Parameters, difference
@@ -112,26 +113,56 @@ def _agreed(
                 fix="let the server open a new attempt, which is charged",
             )
         return charged
+    of_run = [c for c in ledger.charges() if c.key.run_id == key.run_id and c.purpose == TRAINING]
+    begun = next((charge for charge in of_run if charge.event is not None), None)
+    if begun is not None:
+        _require_plan_of_run(config, asked, begun)
     histories = ledger.histories(
         ledger.cohort(images.train.unit_ids),
         rehearsed_run=None if plan.claims_privacy else key.run_id,
         composition=config.policy.composition,
         run_id=key.run_id,
     )
-    of_run = [c for c in ledger.charges() if c.key.run_id == key.run_id and c.purpose == TRAINING]
     run_events = [charge.event for charge in of_run if charge.event is not None]
     try:
         return agree(
             config,
             asked,
             Behind(histories=histories, run_events=run_events),
-            earlier_noise_multiplier=ledger.noise_multiplier_of(key.run_id),
+            earlier_noise_multiplier=begun.event.noise_multiplier if begun and begun.event else None,
             approved_epsilon=approved_epsilon,
         )
     except Refusal as refusal:
         if refusal.code is RefusalCode.APPROVAL:
-            site.approvals.ask(key, plan, refusal.what)
+            raise site.approvals.beyond(key, plan, refusal) from None
         raise
+
+
+def _require_plan_of_run(config: HospitalConfig, asked: TrainingRequest, begun: Charge) -> None:
+    """Refuse a request whose numbers are not those of the run's first charge, whatever its attempt.
+
+    The budget adds up rounds whose plan does not depend on what came out of them. A server that chose a plan
+    after seeing earlier answers could exceed delta; it may only stop early.
+    """
+    if begun.event is None or not asked.private:
+        return
+    plan = planned(config, asked, begun.event.noise_multiplier)
+    numbers = {
+        "sampling-rate": (plan.sampling_rate, begun.event.sampling_rate),
+        "local-steps": (plan.steps, begun.event.steps),
+        "l2-clip-norm": (plan.l2_clip_norm, begun.l2_clip_norm),
+        "unit": (plan.unit, begun.unit),
+    }
+    changed = [f"{name}: {was} before, now {now}" for name, (now, was) in numbers.items() if now != was]
+    if not changed and plan.digest() != begun.plan_digest:
+        changed = ["max-images-per-patient of the run, or hospital.enrolled-patients here"]
+    if changed:
+        raise Refusal(
+            RefusalCode.CONFLICT,
+            "the plan of a run that has begun was changed",
+            why=f"{'; '.join(changed)}; a plan chosen after earlier answers is not what the budget adds up",
+            fix="go on with the plan of the first round, or let the server open a new run",
+        )
 
 
 def _charged(

@@ -37,7 +37,7 @@ class Site:
         self.models_folder = self.state_folder / "models"
         self.ledger = Ledger.open(config.ledger_folder(folder))
         self.outbox = Outbox(self.state_folder / "outbox")
-        self.approvals = Approvals(self.state_folder)
+        self.approvals = Approvals(self.state_folder, hospital=folder)
         self.recipient = _recipient(folder / config.connection.enrolment)
         """To whom answers go: the server's address, or `simulation` where no operator enrolled it."""
         self.door = Door(self.state_folder / "audit.jsonl", recipient=self.recipient)

@@ -29,7 +29,7 @@ def to_commented_toml(config: Section, *, head: str, without: Container[str] = (
 
 
 def _setting(key: str, value: Any, field: FieldInfo) -> str:
-    remarks = [field.description or "", *_limits(field)]
+    remarks = [" ".join((field.description or "").split()), *_limits(field)]
     comment = _comment(" ".join(filter(None, remarks)))
     return f"{comment}\n" + (f"# {key} =" if value is None else f"{key} = {_toml_value(value)}")
 

@@ -32,6 +32,15 @@ ROUNDING_VARIANCE = 1 / 12
 """What rounding to whole numbers adds to the variance of the noise (up to 1e-7, from deviation 1 on)."""
 
 
+def checkpoint_rounds(rounds: int, checkpoints: int) -> tuple[int, ...]:
+    """Rounds before the last after which the model is scored, evenly spread.
+
+    Example: 20 rounds and 3 checkpoints: after rounds 5, 10 and 15.
+    """
+    spread = {rounds * number // (checkpoints + 1) for number in range(1, checkpoints + 1)}
+    return tuple(sorted(spread - {0, rounds}))
+
+
 @dataclass(frozen=True, kw_only=True)
 class CountPlan:
     """Which counts are released together; public."""

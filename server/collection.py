@@ -24,6 +24,8 @@ from server.totals import HospitalTotals, OpenQuestion, short_key
 from server.update_checks import Outcome, Question, Rejection, judge_reply
 
 _LONGEST_RETRY_PAUSE_S = 5.0
+LONGEST_APPROVAL_PAUSE_S = 60.0
+"""A person types no faster; each question brings the whole model, and a line in the hospital's audit."""
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ def collect_updates(federation: Federation, state: RunState) -> tuple[Collection
     give_up_at: float | None = None
     while True:
         federation.roster.greet(envelope)
-        asked = [h for h in federation.roster.present() if h.name not in collection.accepted]
+        asked = [h for h in federation.roster.present() if _is_due(h, collection, settings.patience_s)]
         _ask(federation, state, envelope, asked, collection)
         unanswered = [p for p in collection.participations.values() if p.received is None]
         if folder.stop_requested and unanswered:
@@ -105,6 +107,21 @@ def collect_updates(federation: Federation, state: RunState) -> tuple[Collection
             _explain_lost_quorum(collection, settings.quorum)
             return collection, Status.QUORUM_LOST
         time.sleep(min(_LONGEST_RETRY_PAUSE_S, settings.patience_s / 10))
+
+
+def approval_pause(patience_s: float) -> float:
+    """Seconds until a hospital that waits for a person is asked again, within any patience once at least."""
+    return min(LONGEST_APPROVAL_PAUSE_S, patience_s / 2)
+
+
+def _is_due(hospital: Hospital, collection: Collection, patience_s: float) -> bool:
+    """Whether to ask this hospital now: it has given no update, and no person there needs time to decide."""
+    known = collection.participations.get(hospital.name)
+    if known is None or known.outcome is Outcome.AGGREGATED:
+        return known is None
+    is_waiting = known.outcome is Outcome.REFUSED and known.code == RefusalCode.APPROVAL
+    # A clock that was put back must not hold the question back.
+    return not is_waiting or not 0 <= time.time() - known.sent < approval_pause(patience_s)
 
 
 def _ask(

@@ -14,15 +14,15 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from common import messages
-from common.config import FederationConfig
 from common.errors import RefusalCode
+from common.evaluation import checkpoint_rounds
 from common.files import append_line
 from common.messages import Envelope
 from common.parameters import Parameters, parameters_sha256, template_of, to_record
-from server.collection import Status
+from server.collection import Status, approval_pause
 from server.evaluation_checks import CountedAnswer, judge_counts
 from server.evaluation_result import COUNTED, EVALUATIONS, NOT_SENT, counted_hospitals, evaluations_in
-from server.exchange import receive, send
+from server.exchange import LONGEST_PAUSE_S, receive, send
 from server.federation import Federation
 from server.hospitals import Hospital
 from server.receipts import keep_receipt_of, newest_receipt
@@ -33,19 +33,10 @@ from server.update_checks import Outcome, Question, Rejection
 log = logging.getLogger(__name__)
 
 
-def checkpoint_rounds(config: FederationConfig) -> tuple[int, ...]:
-    """Rounds before the last after which the model is scored, evenly spread.
-
-    Example: 20 rounds and 3 checkpoints: after rounds 5, 10 and 15.
-    """
-    rounds, wanted = config.federation.rounds, config.evaluation.checkpoints
-    spread = {rounds * number // (wanted + 1) for number in range(1, wanted + 1)}
-    return tuple(sorted(spread - {0, rounds}))
-
-
 def evaluate_checkpoint(federation: Federation, state: RunState) -> None:
     """Score the model after a round, where this round is one of `checkpoint_rounds`."""
-    if state.round_number in checkpoint_rounds(federation.config):
+    config = federation.config
+    if state.round_number in checkpoint_rounds(config.federation.rounds, config.evaluation.checkpoints):
         _evaluate(federation, state, federation.roster.present(), final=False)
 
 
@@ -65,6 +56,11 @@ class _Asked:
     outcome: str = Outcome.LATE.value
     code: str | None = None
     answer: CountedAnswer | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a person there has still to approve."""
+        return self.outcome == Outcome.REFUSED and self.code == RefusalCode.APPROVAL
 
     def to_dict(self) -> dict[str, Any]:
         """The hospital's part of the line; of its counts only the sum with the others' is kept."""
@@ -91,8 +87,9 @@ def _evaluate(federation: Federation, state: RunState, hospitals: Sequence[Hospi
             _record(folder, {**done[-1], "final": True})  # scored as a checkpoint: it costs nothing again
         return
     question = _question(federation, federation.envelope(state, model_sha256=sha256), model)
-    asked = _answers(federation, question, model, hospitals)
-    if folder.stop_requested and any(one.outcome == Outcome.LATE for one in asked.values()):
+    asked = _answers(federation, question, model, hospitals, final=final)
+    unanswered = [one for one in asked.values() if one.outcome == Outcome.LATE or final and one.is_waiting]
+    if folder.stop_requested and unanswered:
         return  # asked again when the run goes on: hospitals send what they have sealed
     counts, variance = summed(one.answer for one in asked.values() if one.answer is not None)
     line = {
@@ -136,26 +133,60 @@ def _question(federation: Federation, envelope: Envelope, model: Parameters) -> 
 
 
 def _answers(
-    federation: Federation, question: Question, model: Parameters, hospitals: Sequence[Hospital]
+    federation: Federation,
+    question: Question,
+    model: Parameters,
+    hospitals: Sequence[Hospital],
+    *,
+    final: bool,
 ) -> dict[str, _Asked]:
-    """Send the model to `hospitals` and judge what comes within the deadline, at most the patience."""
-    arrays, settings = to_record(model), federation.config.server
-    timeout_s = min(settings.deadline_s, settings.patience_s)
-    contents = {hospital.node_id: _request(federation, question, arrays, hospital) for hospital in hospitals}
-    group = f"evaluation-{question.envelope.key.round_number}"
-    sent = send(federation.grid, contents, message_type=messages.EVALUATE, group=group, ttl_s=timeout_s)
+    """Send the model to `hospitals` and judge what comes within the deadline, at most the patience.
+
+    After the `final` model nothing waits for the answers, so whoever waits for a person is asked again.
+    """
+    settings = federation.config.server
+    patience_s = min(settings.deadline_s, settings.patience_s)
+    pause_s = approval_pause(patience_s) if final else patience_s
+    give_up_at = time.monotonic() + patience_s
     asked = {hospital.name: _Asked(hospital=hospital) for hospital in hospitals}
-    by_message = {sent[h.node_id].message_id: asked[h.name] for h in hospitals if h.node_id in sent}
-    for hospital in hospitals:
-        if hospital.node_id not in sent:
-            asked[hospital.name].outcome, asked[hospital.name].code = Outcome.FAILED.value, NOT_SENT
+    arrays = to_record(model)
+    pending = _send(federation, question, arrays, list(asked.values()), ttl_s=patience_s)
+    while True:
+        again_at = min(time.monotonic() + pause_s, give_up_at)
+        _receive(federation, question, pending, until=again_at)
+        waiting = [one for one in asked.values() if one.is_waiting] if final else []
+        while waiting and time.monotonic() < again_at and not federation.folder.stop_requested:
+            time.sleep(min(LONGEST_PAUSE_S, pause_s / 4))
+        left_s = give_up_at - time.monotonic()
+        if not (pending or waiting) or left_s <= 0 or federation.folder.stop_requested:
+            return asked
+        pending |= _send(federation, question, arrays, waiting, ttl_s=left_s)
+
+
+def _send(
+    federation: Federation, question: Question, arrays: ArrayRecord, due: Sequence[_Asked], *, ttl_s: float
+) -> dict[str, _Asked]:
+    """Ask those who are due; by message, who was asked."""
+    contents = {one.hospital.node_id: _request(federation, question, arrays, one.hospital) for one in due}
+    group = f"evaluation-{question.envelope.key.round_number}"
+    sent = send(federation.grid, contents, message_type=messages.EVALUATE, group=group, ttl_s=ttl_s)
+    for one in due:
+        if one.hospital.node_id not in sent and not one.is_waiting:
+            one.outcome, one.code = Outcome.FAILED.value, NOT_SENT
+    return {sent[node].message_id: one for one in due if (node := one.hospital.node_id) in sent}
+
+
+def _receive(federation: Federation, question: Question, pending: dict[str, _Asked], *, until: float) -> None:
+    """Judge what comes; answered questions leave `pending`."""
     for reply in receive(
-        federation.grid, by_message, timeout_s=timeout_s, stop=lambda: federation.folder.stop_requested
+        federation.grid,
+        list(pending),
+        timeout_s=max(0.0, until - time.monotonic()),
+        stop=lambda: federation.folder.stop_requested,
     ):
-        one = by_message[reply.metadata.reply_to_message_id]
+        one = pending.pop(reply.metadata.reply_to_message_id)
         keep_receipt_of(federation, reply, question, one.hospital)
         _take(one, reply, question)
-    return asked
 
 
 def _request(
@@ -172,14 +203,16 @@ def _request(
 
 
 def _take(asked: _Asked, reply: Message, question: Question) -> None:
-    judged = judge_counts(reply, question, asked.hospital)
+    judged, was_waiting = judge_counts(reply, question, asked.hospital), asked.is_waiting
     if isinstance(judged, Rejection):
         asked.outcome, asked.code = judged.outcome.value, judged.code
+        if asked.is_waiting and was_waiting:
+            return  # told before
         # A hospital that lets no metrics out has decided so; everything else somebody should look at.
         level = logging.INFO if judged.code == RefusalCode.METRICS else logging.WARNING
         log.log(level, "%s gives no counts: %s (%s)", asked.hospital.name, asked.outcome, asked.code)
         return
-    asked.outcome, asked.answer = COUNTED, judged
+    asked.outcome, asked.code, asked.answer = COUNTED, None, judged
 
 
 def _record(folder: RunFolder, line: Mapping[str, Any]) -> None:

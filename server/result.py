@@ -111,6 +111,7 @@ def _hospitals(
             "enrolled_patients": totals.enrolled_patients,
             "epsilon": totals.epsilon if claims else None,
             "epsilon_complete": totals.epsilon_complete if claims else None,
+            "epsilon_understated": totals.understated if claims else None,
             **_outsider_fields(outsider.get(name)),
             "delta": totals.delta if claims else None,
             "noise_multiplier": totals.noise_multiplier if claims else None,

@@ -18,6 +18,7 @@ from server.evaluation_result import EVALUATIONS
 from server.federation import Federation
 from server.hospitals import GRACE_S, Admission, Roster, await_hospitals
 from server.initial_weights import initial_weights
+from server.recount import recounted
 from server.result import write_card, write_model, write_result
 from server.round import run_round
 from server.run_folder import RunFolder
@@ -124,7 +125,7 @@ def finish(federation: Federation, state: RunState, status: Status) -> None:
         totals.setdefault(name, HospitalTotals(enrolled_patients=count))
     take_late_replies(federation, totals)
     write_spent(folder.spent, run_id=state.run_id, hospitals=totals)
-    state = replace(state, hospitals=totals)
+    state = replace(state, hospitals=recounted(config, totals))
     write_model(folder, config, state)
     write_result(folder, config, state, status, wall_s=federation.wall_s)
     write_card(folder)
@@ -145,5 +146,6 @@ def failures_recorded(folder: RunFolder, config: FederationConfig) -> Iterator[N
         with contextlib.suppress(FederationError, OSError):
             if (state := restore_newest(folder.checkpoints)) is not None:
                 state = with_spent(state, folder.spent)
+                state = replace(state, hospitals=recounted(config, state.hospitals))
                 write_result(folder, config, state, status, wall_s=state.wall_s)
         raise

@@ -2,7 +2,8 @@
 
 An update that reached this server has left its hospital and is paid for, also when it failed a check, came
 late or belongs to a round that was abandoned. A hospital charges its ledger before it trains, so the epsilon
-that it states is that of all its charges in this run up to then, and the largest one counts.
+that it states is that of all its charges in this run up to then, and the largest one counts. After its ledger
+was lost in between a hospital states too little: `server.recount` composes what has really arrived.
 
 A question that brought no believable cost stays open: behind it may stand a charge that this server knows
 nothing of. An answer to a question asked later covers it, since its epsilon includes that charge.
@@ -10,11 +11,14 @@ nothing of. An answer to a question asked later covers it, since its epsilon inc
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Self
 
 from common import messages
 from common.messages import RoundKey
 
+_MOST_KINDS = 8
+"""Different noise in one run is rare: a hospital's follows from its policy and the plan."""
 _KEPT_ROUNDS = 16
 """A run falls back by at most four checkpoints; older keys never come again."""
 
@@ -45,6 +49,10 @@ class HospitalTotals:
     """Largest epsilon of this run that it has stated believably."""
     delta: float | None = None
     noise_multiplier: float | None = None
+    kinds: tuple[tuple[float, int], ...] = ()
+    """Noise multiplier and steps of the different updates with a believable cost; see `server.recount`."""
+    understated: bool = False
+    """Whether it has stated less than those cost; found at the end of a session, never kept."""
     counted: tuple[str, ...] = ()
     """Keys of its newest updates: a repeated question brings the same update."""
     open: tuple[OpenQuestion, ...] = ()
@@ -52,7 +60,7 @@ class HospitalTotals:
     @property
     def epsilon_complete(self) -> bool:
         """Whether `epsilon` covers all that the hospital may have charged in this run."""
-        return not self.open
+        return not self.open and not self.understated
 
     def asked(self, question: OpenQuestion) -> Self:
         """The totals before the question goes out."""
@@ -96,6 +104,7 @@ class HospitalTotals:
             epsilon=_largest(self.epsilon, known.get(messages.EPSILON)),
             delta=_largest(self.delta, known.get(messages.DELTA)),
             noise_multiplier=known.get(messages.NOISE_MULTIPLIER, self.noise_multiplier),
+            kinds=_merged(self.kinds, known.get(messages.NOISE_MULTIPLIER), steps) if is_new else self.kinds,
             open=still_open,
         )
 
@@ -106,12 +115,34 @@ def short_key(key: RoundKey) -> str:
 
 
 def totals_from(fields: Mapping[str, Any]) -> HospitalTotals:
-    """Read totals that were written with `dataclasses.asdict`. Raises TypeError, KeyError, AttributeError."""
+    """Read totals that were written with `dataclasses.asdict`.
+
+    Raises TypeError, ValueError, KeyError, AttributeError.
+    """
     lists = {
+        "kinds": tuple((float(noise), int(steps)) for noise, steps in fields.get("kinds", ())),
         "counted": tuple(fields.get("counted", ())),
         "open": tuple(OpenQuestion(**question) for question in fields.get("open", ())),
     }
     return HospitalTotals(**{**fields, **lists})
+
+
+def _merged(
+    kinds: tuple[tuple[float, int], ...], noise_multiplier: float | None, steps: int
+) -> tuple[tuple[float, int], ...]:
+    """With the steps of one update more; beyond eight kinds the two nearest become one with the larger noise.
+
+    That costs less than both did: what is composed of it stays a lower bound, and accuses no honest hospital.
+    """
+    if noise_multiplier is None or not steps:
+        return kinds
+    known = dict(kinds)
+    known[noise_multiplier] = known.get(noise_multiplier, 0) + steps
+    noise = sorted(known)
+    if len(noise) > _MOST_KINDS:
+        low, high = min(pairwise(noise), key=lambda pair: pair[1] / pair[0])
+        known[high] += known.pop(low)
+    return tuple(sorted(known.items()))
 
 
 def _newest(keys: tuple[str, ...]) -> tuple[str, ...]:

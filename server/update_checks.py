@@ -19,6 +19,7 @@ from common.parameters import Parameters, Template, from_record, l2_norm
 from common.privacy.accountant import running_epsilon
 from common.privacy.plan import PrivacyEvent
 from server.hospitals import Hospital
+from server.recount import LEAST_NOISE_ACCOUNTED
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,6 @@ ABSOLUTE_NORM_LIMIT = 1e6
 _ADAM_STEP = 7.3
 _LEAST_SHARE_OF_COST = 0.99
 """Accountants of honest hospitals differ by less."""
-_LEAST_NOISE_ACCOUNTED = 0.1
-"""Less noise costs more than this does, and more time to compute than a stranger may ask for."""
 _UPDATE_RECORDS = {messages.ENVELOPE, messages.ARRAYS, messages.METRICS}
 
 
@@ -207,7 +206,7 @@ def check_cost(metrics: dict[str, float], question: Question) -> None:
         raise InvalidUpdateError(Defect.METRICS)
     event = PrivacyEvent(
         sampling_rate=plan.privacy.sampling_rate,
-        noise_multiplier=max(noise_multiplier, _LEAST_NOISE_ACCOUNTED),
+        noise_multiplier=max(noise_multiplier, LEAST_NOISE_ACCOUNTED),
         steps=int(steps),
     )
     if epsilon < _LEAST_SHARE_OF_COST * running_epsilon([event], delta=delta):

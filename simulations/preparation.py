@@ -199,7 +199,7 @@ def write_hospital(
         else ReleaseConfig(metrics=()),
         site=SiteConfig(device=scenario.device, ledger="ledger"),
     )
-    write_bytes_atomically(folder / "hospital.toml", to_toml(hospital).encode())
+    write_bytes_atomically(folder / "hospital.toml", to_toml(hospital).encode(), mode=0o600)
     return PreparedHospital(
         name=name,
         patients=train.num_units,
@@ -218,7 +218,7 @@ def relocate(folder: Path) -> None:
         part = str(path.parent / "data" / "images.npz")
         if hospital.data.path != part:
             moved = hospital.model_copy(update={"data": hospital.data.model_copy(update={"path": part})})
-            write_bytes_atomically(path, to_toml(moved).encode())
+            write_bytes_atomically(path, to_toml(moved).encode(), mode=0o600)
 
 
 def roster(folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """What really crosses from hospital to server: every byte of a run is caught, parsed and looked through."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from safetensors.numpy import load as load_safetensors
 from scipy import stats
 
+from client.release import content_sha256
 from common import messages
 from common.config import FederationConfig
 from common.messages import Envelope
@@ -122,6 +124,18 @@ def test_exactly_the_white_listed_records_and_keys_leave(capture):
             if keys is not None:
                 assert set(message.content[name]) == keys
         Envelope.from_record(message.content)
+
+
+def test_the_hospitals_own_lines_say_all_that_left(capture):
+    """Bytes and hash of each line are those of a caught message, formed here from what was parsed."""
+    lines = [json.loads(line) for line in (capture.outcome.folder / "audit.jsonl").read_text().splitlines()]
+    caught = sorted(
+        (messages.content_bytes(message.content), content_sha256(message.content))
+        for message in capture.parsed()
+    )
+    assert sorted((line["bytes"], line["sha256"]) for line in lines) == caught
+    for line in lines:
+        assert sum(record["bytes"] for record in line["records"].values()) == line["bytes"]
 
 
 def test_the_parsed_message_is_all_there_is(capture):

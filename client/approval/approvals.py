@@ -39,10 +39,11 @@ R = TypeVar("R")
 class Approvals:
     """The approvals of one hospital, in its state folder."""
 
-    def __init__(self, state: Path) -> None:
-        self._folder = state / FOLDER
+    def __init__(self, state: Path, *, hospital: Path) -> None:
+        """`hospital` is its folder, named where a person is told what to type."""
+        self._folder, self._hospital = state / FOLDER, hospital
 
-    def require(self, key: RoundKey, plan: PublicPlan) -> Approval:
+    def require(self, key: RoundKey, plan: PublicPlan, *, trains: bool = True) -> Approval:
         """The approval under which this round may be trained; writes down what waits where there is none.
 
         Raises Refusal(APPROVAL). Nothing private is read for it.
@@ -53,12 +54,41 @@ class Approvals:
             reason = "nobody has approved this run"
         elif approval.digest != digest:
             reason = "the plan is another one than was approved"
-        elif key.round_number > approval.rounds:
+        elif trains and key.round_number > approval.rounds:
             reason = f"round {key.round_number} is beyond the {approval.rounds} that were approved"
         else:
             return approval
         self.ask(key, plan, reason)
-        raise _not_approved(reason, f"flower-client approve DIR {key.run_id} approves it")
+        raise _not_approved(reason, f"{self.command(key.run_id)} approves it")
+
+    def require_evaluation(self, key: RoundKey, plan: PublicPlan, *, earlier: int) -> Approval:
+        """The approval under which the model may be scored once more, after `earlier` times in this run.
+
+        Raises Refusal: METRICS where a person approved training only, else APPROVAL as `require`.
+        """
+        approval = self.require(key, plan, trains=False)
+        if approval.evaluations == 0:
+            raise Refusal(
+                RefusalCode.METRICS,
+                "this run was approved without evaluations",
+                why=f"{approval.by} approved its training only",
+                fix=f"{self.command(key.run_id)}, without --no-evaluation, approves them too",
+            )
+        if earlier < approval.evaluations:
+            return approval
+        reason = f"{approval.evaluations} evaluation(s) were approved, and this would be one more"
+        self.ask(key, plan, reason)
+        raise _not_approved(reason, f"{self.command(key.run_id)} approves what the plan asks")
+
+    def beyond(self, key: RoundKey, plan: PublicPlan, refusal: Refusal) -> Refusal:
+        """Write down that more was asked than a person has approved; `refusal`, saying what to type."""
+        self.ask(key, plan, refusal.what)
+        fix = f"{self.command(key.run_id)} shows and approves what the plan costs"
+        return Refusal(refusal.code, refusal.what, why=refusal.why, fix=fix)
+
+    def command(self, run_id: str) -> str:
+        """What a person types about this run."""
+        return f"flower-client approve {self._hospital} {run_id}"
 
     def ask(self, key: RoundKey, plan: PublicPlan, reason: str) -> None:
         """Write down that a person is to look at this plan."""
@@ -89,10 +119,25 @@ class Approvals:
         known = [plan for folder in self._runs() if (plan := self.known(folder.name)) is not None]
         return sorted((plan for plan in known if self._waits(plan)), key=lambda plan: plan.asked)
 
-    def approve(self, plan: PendingPlan, *, rounds: int, epsilon: float | None) -> Approval:
+    def approve(
+        self,
+        plan: PendingPlan,
+        *,
+        rounds: int,
+        epsilon: float | None,
+        evaluations: int,
+        evaluation_epsilon: float | None,
+    ) -> Approval:
         """Approve exactly this plan, as the person has seen it, whatever was asked for meanwhile."""
         approval = Approval(
-            run=plan.run, digest=plan.digest, rounds=rounds, epsilon=epsilon, by=_person(), at=time.time()
+            run=plan.run,
+            digest=plan.digest,
+            rounds=rounds,
+            epsilon=epsilon,
+            evaluations=evaluations,
+            evaluation_epsilon=evaluation_epsilon,
+            by=_person(),
+            at=time.time(),
         )
         write_json_atomically(self._private(plan.run) / _APPROVED, asdict(approval), mode=0o600)
         self._remember("plan approved", asdict(approval))
@@ -202,7 +247,7 @@ def await_release(
     number = key.round_number
     raise _not_approved(
         f"nobody let the answer of round {number} leave before its deadline",
-        f"flower-client approve DIR {key.run_id} --round {number}; it goes when it is asked for again",
+        f"{approvals.command(key.run_id)} --round {number}; it goes when it is asked for again",
     )
 
 

@@ -33,7 +33,11 @@ class Approval:
     rounds: int
     """The last round that may be trained."""
     epsilon: float | None
-    """What the run may cost at most; None for a run that claims no privacy."""
+    """What training may cost at most; None for a run that claims no privacy."""
+    evaluations: int
+    """How often the model may be scored on the validation patients."""
+    evaluation_epsilon: float | None
+    """What these evaluations together may cost at most; None as above."""
     by: str
     """Operating system's name of the person."""
     at: float

@@ -38,6 +38,10 @@ class Work:
     """Code of the last refusal; kept until a round is answered with an update."""
     epsilon: float | None = None
     """What the last run has cost after its last answered round, as stated to the server."""
+    last_evaluated: float | None = None
+    """Unix seconds of the last answer with counts about validation patients; a model soon follows it."""
+    evaluation_epsilon: float | None = None
+    """What the evaluations of that run have cost the validation patients, as stated to the server."""
 
     def at(self, phase: Phase, **changes: Any) -> "Work":
         """The same, in another phase from now on."""

@@ -175,6 +175,9 @@ class Worker:
             last["last_refusal"] = ""
             if reply.metadata.message_type == messages.TRAIN:
                 last["epsilon"] = metrics.get(messages.EPSILON)
+            elif reply.metadata.message_type == messages.EVALUATE:
+                last["last_evaluated"] = last["last_ended"]
+                last["evaluation_epsilon"] = metrics.get(messages.EPSILON)
         if code is not None:
             last |= {"last_refusal": code.value}
         return replace(work, **last)

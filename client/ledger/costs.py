@@ -1,6 +1,6 @@
 """What charges cost: the limit before a charge, its run's cost after it, and everything so far."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from client.budget_words import budget_error
 from client.ledger.records import (
@@ -10,6 +10,7 @@ from client.ledger.records import (
     Charge,
     Cohort,
     Composition,
+    History,
     Line,
     RunSpent,
     Spent,
@@ -39,7 +40,8 @@ def cost_of_charge(
     """What the run will have cost once `event` is charged after `charges`; None where nothing is claimed.
 
     Raises BudgetError where the event takes a patient of `cohort` above `limit`, over everything charged. The
-    cost is that of the run alone, over all cohorts it had, and is never said to be above the limit.
+    cost is that of the run alone, to the worst of all patients whom it has had for `purpose`, with everything
+    that they went through in it.
     """
     if event is None:
         return None
@@ -47,15 +49,15 @@ def cost_of_charge(
     if limit is not None:
         rehearsed = None if claims_privacy else run_id
         earlier = lines_behind(charges, composition, run_id=run_id, purpose=purpose, rehearsed_run=rehearsed)
-        _require_within(limit, [*earlier, *composed([new], composition)], cohort, known, delta)
+        lines = [*earlier, *composed([new], composition)]
+        _require_within(limit, lines, cohort, known, delta, composition)
     if not claims_privacy:
         return None
     mine = [charge for charge in charges if charge.key.run_id == run_id]
     own = lines_behind(mine, composition, run_id=run_id, purpose=purpose)
-    histories = worst_histories(
-        [*own, *composed([new], composition)], known, cohort.hashes if composition == "site" else None
-    )
-    histories += worst_histories(counted_lines([c for c in mine if c.purpose != purpose]), known)
+    histories = worst_histories([*own, *composed([new], composition)], known, cohort.hashes)
+    # Who has left since counts with what really was: that was within the limit when it was charged.
+    histories += worst_histories([*counted_lines(mine), new], known, members_of(mine, known, purpose))
     bound = max(running_epsilon(history, delta=delta) for history in histories)
     if limit is None or bound <= limit:
         return bound
@@ -87,8 +89,19 @@ def lines_behind(
     ]
 
 
+def members_of(charges: Iterable[Charge], cohorts: Cohorts, purpose: str) -> frozenset[bytes]:
+    """All patients of the cohorts that these charges had for this purpose and claim privacy for."""
+    mine = {c.cohort_digest for c in charges if c.purpose == purpose and c.claims_privacy}
+    return frozenset[bytes]().union(*(cohorts[digest] for digest in mine))
+
+
 def _require_within(
-    limit: float, lines: Sequence[Line], cohort: Cohort, cohorts: Cohorts, delta: float
+    limit: float,
+    lines: Sequence[Line],
+    cohort: Cohort,
+    cohorts: Cohorts,
+    delta: float,
+    composition: Composition,
 ) -> None:
     for history in worst_histories(lines, cohorts, cohort.hashes):
         if not fits(history, epsilon=limit, delta=delta):
@@ -99,6 +112,7 @@ def _require_within(
                 event=lines[-1][1],
                 limit=limit,
                 delta=delta,
+                composition=composition,
             )
 
 
@@ -112,6 +126,7 @@ def all_spent(charges: Sequence[Charge], cohorts: Cohorts, *, delta: float) -> S
     return Spent(
         epsilon=_worst(lines, cohorts, delta),
         site_epsilon=_worst(composed(lines, "site"), cohorts, delta),
+        limit_epsilon=_limit_cost(charges, cohorts, delta),
         delta=delta,
         patients=len(everyone),
         not_private_patients=max(1, len(everyone)) if EVERYBODY in exposed else len(touched),
@@ -130,10 +145,36 @@ def _run_spent(charges: Sequence[Charge], cohorts: Cohorts, delta: float) -> Run
         steps=sum(event.steps for event in events),
         noise_multiplier=events[-1].noise_multiplier if events else None,
         epsilon=_worst(lines, cohorts, delta) if claims else None,
-        site_epsilon=_worst(composed(lines, "site"), cohorts, delta) if claims else None,
+        site_epsilon=_site_cost(charges, cohorts, delta) if claims else None,
         claims_privacy=claims,
         evaluations=sum(charge.purpose == EVALUATION for charge in charges),
     )
+
+
+def _limit_cost(charges: Sequence[Charge], cohorts: Cohorts, delta: float) -> float:
+    """What the limit has counted under `site` by the last charge, for both purposes of its run."""
+    mine = [charge for charge in charges if charge.key.run_id == charges[-1].key.run_id]
+    costs = [0.0]
+    for purpose in {charge.purpose for charge in mine}:
+        lines = lines_behind(charges, "site", run_id=mine[0].key.run_id, purpose=purpose)
+        members = members_of(mine, cohorts, purpose)
+        costs += [epsilon(history, delta=delta) for history in worst_histories(lines, cohorts, members)]
+    return max(costs)
+
+
+def _site_cost(charges: Sequence[Charge], cohorts: Cohorts, delta: float) -> float:
+    """As the limit counts one run under `site`: each purpose as if all its patients had been in all of it."""
+    return max(
+        epsilon(history, delta=delta)
+        for purpose in {charge.purpose for charge in charges}
+        for history in site_histories(charges, cohorts, purpose)
+    )
+
+
+def site_histories(charges: Sequence[Charge], cohorts: Cohorts, purpose: str) -> list[History]:
+    """What `site` takes the patients of this purpose to have gone through in the run of these charges."""
+    lines = lines_behind(charges, "site", run_id=charges[0].key.run_id, purpose=purpose)
+    return worst_histories(lines, cohorts, members_of(charges, cohorts, purpose))
 
 
 def _worst(lines: Sequence[Line], cohorts: Cohorts, delta: float) -> float:

@@ -191,7 +191,13 @@ class Ledger:
                     event=event,
                     delta=delta,
                     epsilon=cost_of_charge(
-                        charges, cohorts, run_id=RECOVERY_RUN, event=event, cohort=_ALL_PATIENTS, delta=delta
+                        charges,
+                        cohorts,
+                        run_id=RECOVERY_RUN,
+                        event=event,
+                        cohort=_ALL_PATIENTS,
+                        delta=delta,
+                        purpose=RECOVERY,
                     ),
                     recipient=recipient,
                     plan_digest=covers if event is nothing else "",
@@ -245,12 +251,6 @@ class Ledger:
             charges = read_charges(connection)
             lines = lines_behind(charges, composition, run_id=run_id, rehearsed_run=rehearsed_run)
             return worst_histories(lines, read_cohorts(connection), cohort.hashes)
-
-    def noise_multiplier_of(self, run_id: str) -> float | None:
-        """The noise multiplier of the last training charge of a run, None before its first."""
-        mine = [c for c in self.charges() if c.key.run_id == run_id and c.purpose == TRAINING]
-        events = [charge.event for charge in mine if charge.event is not None]
-        return events[-1].noise_multiplier if events else None
 
     def spent(self, delta: float) -> Spent:
         """What the worst patient of the whole site has spent at `delta`, and each run's share on its own."""

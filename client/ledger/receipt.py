@@ -1,7 +1,10 @@
 """A receipt of the ledger: what it held at a moment, sealed so that only its own hospital can read it.
 
 Encrypted and authenticated (AES-256-GCM, fresh nonce, key derived from the site's key), always of one size:
-whoever keeps one learns nothing from it, cannot forge one, and cannot tell two apart by what they say.
+whoever keeps one learns nothing of what it says, cannot forge one, cannot tell two apart by what they say.
+In clear is which ledger issued it, 8 bytes derived from the site's key: so a hospital whose ledger was lost
+with its key still sees that there was another. Who has receipts of several studies can see by it that they
+come from the same ledger.
 """
 
 import json
@@ -23,9 +26,10 @@ from common.privacy.plan import PrivacyEvent
 
 SIZE = LARGEST_RECEIPT
 """Bytes of every receipt, so that its length tells nothing; the largest that travels."""
-_MAGIC = b"HFLR\x01"
+_MAGIC = b"HFLR\x02"
+_ID = 8
 _NONCE, _TAG = 12, 16
-_ROOM = SIZE - len(_MAGIC) - _NONCE - _TAG - 4
+_ROOM = SIZE - len(_MAGIC) - _ID - _NONCE - _TAG - 4
 _RECENT_HEADS = 512
 """So many lost charges are told apart from the others exactly."""
 HEAD_DIGITS = 16
@@ -87,16 +91,30 @@ def issue(ledger: Ledger) -> bytes:
     body = _packed(receipt_of_charges(ledger.charges()))
     nonce = secrets.token_bytes(_NONCE)
     text = len(body).to_bytes(4, "big") + body + bytes(_ROOM - len(body))
-    return _MAGIC + nonce + AESGCM(_key(ledger.site_key)).encrypt(nonce, text, _MAGIC)
+    clear = _MAGIC + ledger_id(ledger.site_key)
+    return clear + nonce + AESGCM(_key(ledger.site_key)).encrypt(nonce, text, clear)
+
+
+def ledger_id(site_key: bytes) -> bytes:
+    """8 public bytes that name the ledger with this key, and say nothing about the key."""
+    return derived_key(site_key, b"receipt folder")[:_ID]
+
+
+def issuer_of(content: bytes) -> bytes | None:
+    """Which ledger `content` says to come from, unauthenticated; None where it is no receipt at all."""
+    if len(content) != SIZE or not content.startswith(_MAGIC):
+        return None
+    return content[len(_MAGIC) :][:_ID]
 
 
 def read(site_key: bytes, content: bytes) -> Receipt | None:
     """The receipt in `content`, None when it is not this ledger's own or was changed."""
-    start = len(_MAGIC) + _NONCE
-    if len(content) != SIZE or not content.startswith(_MAGIC):
+    if issuer_of(content) != ledger_id(site_key):
         return None
+    clear = len(_MAGIC) + _ID
+    start = clear + _NONCE
     try:
-        text = AESGCM(_key(site_key)).decrypt(content[len(_MAGIC) : start], content[start:], _MAGIC)
+        text = AESGCM(_key(site_key)).decrypt(content[clear:start], content[start:], content[:clear])
     except InvalidTag:
         return None
     fields = json.loads(zlib.decompress(text[4 : 4 + int.from_bytes(text[:4], "big")]))

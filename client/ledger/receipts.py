@@ -11,6 +11,8 @@ was itself put back. And a charge that no receipt left the machine for is lost w
 """
 
 import logging
+import secrets
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Message
 
 from client.ledger.ledger import Ledger
-from client.ledger.receipt import HEAD_DIGITS, Receipt, covered_heads, derived_key, issue, read
+from client.ledger.receipt import HEAD_DIGITS, Receipt, covered_heads, issue, issuer_of, ledger_id, read
 from client.ledger.records import RECOVERY, Charge, Finding
 from common import messages
 from common.errors import LedgerError, WireError
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
     from client.site import Site
 
 _SUFFIX = ".receipt"
+_WITHOUT = (
+    "if there is none, `flower-client ledger recover --whole-budget` starts one in which the whole budget is "
+    "spent, and `--start-anew` one in which nothing is, for patients whom the other ledger never had"
+)
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +81,7 @@ class KeptReceipts:
     def __init__(self, state_folder: Path, site_key: bytes) -> None:
         self.folder = state_folder / "receipts"
         self._site_key = site_key
-        self._own = f"{derived_key(site_key, b'receipt folder')[:8].hex()}-"
+        self._own = f"{ledger_id(site_key).hex()}-"
 
     def all(self) -> list[Receipt]:
         """Every readable receipt of this ledger."""
@@ -126,12 +132,27 @@ class KeptReceipts:
             raise LedgerError(
                 "this is not the ledger that this hospital has used, nothing is trained",
                 why=f"{self.folder} holds receipts of another ledger, with another site.key",
-                fix="name the right folder in site.ledger or restore its newest backup; if it is lost, "
-                "`flower-client ledger recover` starts one in which the whole budget is spent",
+                fix=f"name the right folder in site.ledger or restore its newest backup; {_WITHOUT}",
             )
+
+    def set_others_aside(self, name: str) -> None:
+        """Move other ledgers' receipts into the folder `name` beside them, where they refuse nothing."""
+        for path in self.of_others():
+            (self.folder / name).mkdir(mode=0o700, exist_ok=True)
+            path.rename(self.folder / name / path.name)
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob(f"{self._own}*{_SUFFIX}"))
+
+
+def lost_folder() -> str:
+    """A new name for what is set aside."""
+    return f"{time.strftime('lost-%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+def receipts_in(state_folder: Path) -> list[Path]:
+    """All receipts that are kept, whichever ledger issued them."""
+    return sorted((state_folder / "receipts").glob(f"*{_SUFFIX}"))
 
 
 def receipt_findings(state_folder: Path, ledger: Ledger) -> list[Finding]:
@@ -149,8 +170,9 @@ def receipt_findings(state_folder: Path, ledger: Ledger) -> list[Finding]:
 def require_current(site: "Site", request: Message) -> None:
     """Hold the ledger against the receipts that are kept here and the one that the server echoes.
 
-    Raises LedgerError when an older copy was put back. What is not ours, forged or misshapen is ignored: a
-    server can stop nothing with it.
+    Raises LedgerError when an older copy was put back, or where no receipt of this ledger is at hand and the
+    server holds one of another: then the old ledger may have been lost. Nothing is noted of that. What is
+    forged or misshapen is ignored: a server can stop nothing with it but its own training.
     """
     kept = KeptReceipts(site.state_folder, site.ledger.site_key)
     kept.require_own()
@@ -161,6 +183,8 @@ def require_current(site: "Site", request: Message) -> None:
         content = b"misshapen"
     echoed = read(site.ledger.site_key, content) if content else None
     if content and echoed is None:
+        if not receipts:
+            _require_no_other(content, site.ledger)
         log.warning("the server echoed a receipt that is not this ledger's; it is ignored")
     newest = max(((one.number, one.seals) for one in receipts), default=(0, 0))
     for receipt in receipts:
@@ -173,6 +197,15 @@ def require_current(site: "Site", request: Message) -> None:
             raise
         if (echoed.number, echoed.seals) > newest:
             kept.remember(echoed, content)
+
+
+def _require_no_other(content: bytes, ledger: Ledger) -> None:
+    if issuer_of(content) not in (None, ledger_id(ledger.site_key)):
+        raise LedgerError(
+            "the server holds a receipt of another ledger of this hospital, nothing is trained",
+            why="the ledger that issued it may have been lost; training would forget what was spent",
+            fix=f"restore the newest backup of that ledger; {_WITHOUT}",
+        )
 
 
 def issued(site: "Site") -> bytes:

@@ -72,7 +72,8 @@ class Charge:
     claims_privacy: bool
     """False for training without privacy and for reproducible runs, whose noise others could recompute."""
     epsilon: float | None
-    """What this run was said to have cost after this charge, at `delta`; None where nothing is claimed."""
+    """What this run was said to have cost after this charge, at `delta`, to the worst of those that it had
+    for `purpose`; None where nothing is claimed."""
     delta: float
     l2_clip_norm: float | None
     unit: str
@@ -105,7 +106,8 @@ class RunSpent:
     evaluations: int
     """Releases of counts about validation patients."""
     site_epsilon: float | None
-    """Of a patient who was in all of the run, also where its cohorts differ; None as above."""
+    """As the limit counts it with composition `site`: of a patient who trained, or validated, in all of the
+    run, also where its cohorts differ; None as above."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,13 @@ class Spent:
     """Units that also took part in training without a privacy claim; private."""
     runs: tuple[RunSpent, ...]
     site_epsilon: float
-    """What every charge together would have cost a patient who was in all of them: at least `epsilon`."""
+    """What every charge together would have cost a patient who was in all of them: at least `epsilon`.
+
+    With composition `site` this is what a new run has behind it. It may be above the limit: within one run
+    nobody both trains and validates, so the limit counts the two apart.
+    """
+    limit_epsilon: float
+    """The same with training and validation of the last run apart: what the limit has counted so far."""
 
     @property
     def private(self) -> bool:
@@ -136,8 +144,9 @@ class Spent:
         )
         if self.site_epsilon > self.epsilon:
             words += (
-                f" Composed over the whole site, as if every patient had been in every run, it is epsilon "
-                f'{self.site_epsilon:.4g}: with policy.composition = "site" noise and refusals go by that.'
+                f" Composed over the whole site, as if every patient had been in every run, training and "
+                f"validation alike, it is epsilon {self.site_epsilon:.4g}: with policy.composition = "
+                f'"site" noise and refusals of a new run go by that. No patient has spent it.'
             )
         if self.private:
             return words

@@ -14,10 +14,8 @@ round is charged anew. A charge whose answer is gone is closed: no second answer
 
 import math
 import os
-import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +31,7 @@ from client.ledger.receipt import (
     kinds_of,
     read,
 )
-from client.ledger.receipts import KeptReceipts, check
+from client.ledger.receipts import KeptReceipts, check, lost_folder
 from client.ledger.records import OUTBOX, RECOVERY, Charge, DamagedLedgerError
 from client.outbox import Outbox
 from client.retention import while_no_client_runs
@@ -90,7 +88,7 @@ class Recovery:
                 f"beyond this ledger {_cost_in_words(events, self.delta)}"
             )
         if self.whole_budget:
-            lines.append(f"the whole budget: {_cost_in_words([self.whole_budget], self.delta)}")
+            lines.append(f"at least the whole budget: {_cost_in_words([self.whole_budget], self.delta)}")
         if self.problem:
             lines.append("the unusable files are set aside, and a new ledger takes their place")
         return "\n".join(lines)
@@ -117,8 +115,9 @@ def plan_recovery(
         raise LedgerError(
             "nothing tells what was spent",
             why=f"{unknown}; {'no receipt is at hand' if key else 'without site.key no receipt can be read'}",
-            fix="restore the newest backup, ask the operator for the newest receipt (--receipt FILE), or "
-            "charge everything that the policy allows: --whole-budget",
+            fix="restore the newest backup"
+            + (", ask the operator for the newest receipt (--receipt FILE)" if key and problem else "")
+            + ", or charge all that the policy allows and a little more: --whole-budget",
         )
     budget = _whole_budget(hospital.config.policy.epsilon, hospital.config.delta) if whole_budget else None
     return Recovery(
@@ -144,7 +143,7 @@ def carry_out(recovery: Recovery, hospital: HospitalFolder) -> Ledger:
         key, charges, _ = _found(recovery.folder)
         if (key, len(charges)) != (recovery.key, recovery.charges):
             raise LedgerError("the ledger has changed meanwhile", fix="stop the client, then try again")
-        stamp = f"{time.strftime('lost-%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+        stamp = lost_folder()
         if recovery.problem:
             _replace(recovery, stamp)
             ledger = Ledger.open(recovery.folder, create=False)
@@ -152,9 +151,7 @@ def carry_out(recovery: Recovery, hospital: HospitalFolder) -> Ledger:
             ledger = Ledger.open(recovery.folder, create=False)
             _charge(ledger, recovery, _answers(charges, Outbox(hospital.state / "outbox")))
         kept = KeptReceipts(hospital.state, ledger.site_key)
-        for path in kept.of_others():
-            (kept.folder / stamp).mkdir(mode=0o700, exist_ok=True)
-            path.rename(kept.folder / stamp / path.name)
+        kept.set_others_aside(stamp)
         kept.issue(ledger)
     return ledger
 

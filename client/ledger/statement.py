@@ -1,7 +1,9 @@
 """What a hospital states of its ledger to others, signed: costs and rounds, no patient and no count of any.
 
-The epsilon follows the hospital's own rule of composition. With `site` it is what a patient would have spent
-who was in every charge: an upper bound for each that does not depend on who took part in what.
+The epsilon follows the hospital's own rule of composition. With `site` it is an upper bound for each patient
+that does not depend on who took part in what, counted as the budget is. Beside it stands what a patient would
+have spent who was in every charge, training and validation of every run alike: what a new run has behind it,
+and nobody's own.
 """
 
 import json
@@ -20,7 +22,8 @@ from common.statements import SCHEMA, sign_statement, verify_statement
 
 KIND = "ledger"
 _RULES = {
-    "site": "all charges of the ledger together, as if every patient had been in each of them (PLD)",
+    "site": "all charges of the ledger together, as if every patient had been in each of them, but training "
+    "and validation of the last run apart, as the budget counts them: in one run nobody does both (PLD)",
     "patient": "all charges that hold the patient who has the most behind them (PLD)",
 }
 
@@ -32,7 +35,9 @@ def ledger_content(ledger: Ledger, config: HospitalConfig) -> dict[str, Any]:
     return {
         "hospital": config.hospital.name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "epsilon": _number(spent.site_epsilon if rule == "site" else spent.epsilon),
+        "epsilon": _number(spent.limit_epsilon if rule == "site" else spent.epsilon),
+        # Under `patient` it would tell how far patients overlap; under `site` both come from charges alone.
+        "epsilon_as_if_all_in_every_charge": _number(spent.site_epsilon) if rule == "site" else None,
         "delta": delta,
         "budget_epsilon": config.policy.epsilon,
         "all_training_private": spent.private,

@@ -292,5 +292,6 @@ def _damaged(why: str) -> DamagedLedgerError:
     return DamagedLedgerError(
         "the privacy ledger is damaged or was altered, nothing is trained",
         why=why,
-        fix="restore the whole ledger folder from its newest backup; `flower-client ledger verify` says more",
+        fix="restore the whole ledger folder from its newest backup, or see what `flower-client ledger "
+        "recover` can do from receipts",
     )

@@ -1,14 +1,16 @@
 """Recompute what the ledger says from the events alone, by two accountants.
 
-A stored epsilon must bound what dp-accounting proves for the events (recomputed from nothing) and must not
-exceed it by more than a coarser grid explains, or, where a run's cohorts differ, the cost of being in all of
-them; each run's last one is also held against Opacus' PRV and RDP.
+A stored epsilon must bound what dp-accounting proves (recomputed from nothing) for the worst patient whom
+the run had for the charge's purpose, over all that the patient went through in the run. It must not exceed
+that by more than a coarser grid explains, or, where cohorts differ, what it would be had all patients of the
+purpose been in all of it. The last one of each run and purpose is also held against Opacus' PRV and RDP.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from client.ledger.records import Charge, Finding, History, composed, worst_histories
+from client.ledger.costs import members_of, site_histories
+from client.ledger.records import Charge, Finding, History, worst_histories
 from client.ledger.rows import counted_lines
 from common.privacy.accountant import RUNNING_GRID, epsilon_prv, epsilon_rdp, recomputed_epsilon
 
@@ -62,11 +64,13 @@ def _wrong_costs(run: Sequence[Charge], cohorts: Mapping[str, frozenset[bytes]])
         if charge.claims_privacy != (charge.epsilon is not None):
             message = "a claim without epsilon, or an epsilon without claim"
             yield Finding(kind="epsilon", message=message, charge=charge.number)
+    last = {charge.purpose: charge.number for charge in claiming}
     for index, charge in enumerate(claiming):
         if charge.epsilon is None:
             continue
-        is_last = index == len(claiming) - 1
-        histories = worst_histories(counted_lines(claiming[: index + 1]), cohorts)
+        so_far, is_last = claiming[: index + 1], last[charge.purpose] == charge.number
+        members = members_of(so_far, cohorts, charge.purpose)
+        histories = worst_histories(counted_lines(so_far), cohorts, members)
         quick = max(recomputed_epsilon(h, delta=charge.delta, grid=RUNNING_GRID) for h in histories)
         if not is_last and abs(charge.epsilon - quick) <= _EXACT:
             continue
@@ -74,7 +78,7 @@ def _wrong_costs(run: Sequence[Charge], cohorts: Mapping[str, frozenset[bytes]])
         if charge.epsilon < proven - _EXACT:
             message = f"stored epsilon {charge.epsilon:.6f} understates its events, which cost {proven:.6f}"
             yield Finding(kind="epsilon", message=message, charge=charge.number)
-        elif charge.epsilon > _most(claiming[: index + 1], cohorts, proven) * (1 + _GRID_SHARE) + _EXACT:
+        elif charge.epsilon > _most(so_far, cohorts, proven) * (1 + _GRID_SHARE) + _EXACT:
             message = f"stored epsilon {charge.epsilon:.6f} does not belong to its events ({proven:.6f})"
             yield Finding(kind="epsilon", message=message, charge=charge.number)
         if is_last:
@@ -82,11 +86,11 @@ def _wrong_costs(run: Sequence[Charge], cohorts: Mapping[str, frozenset[bytes]])
 
 
 def _most(charges: Sequence[Charge], cohorts: Mapping[str, frozenset[bytes]], proven: float) -> float:
-    """The largest cost that a charge may state: as if every patient had been in the whole run (`site`)."""
+    """The largest cost that the last charge may state: as if all had been in all of its purpose (`site`)."""
     first = charges[0].cohort_digest
     if cohorts[first] and all(charge.cohort_digest == first for charge in charges):
         return proven  # an empty cohort is charged like any other
-    histories = worst_histories(composed(counted_lines(charges), "site"), cohorts)
+    histories = site_histories(charges, cohorts, charges[-1].purpose)
     return max(recomputed_epsilon(history, delta=charges[-1].delta) for history in histories)
 
 

@@ -147,19 +147,23 @@ def behind_these_patients(hospital: HospitalFolder, study: PublicPlan) -> tuple[
     """
     from client.images.dataset import read_hospital_images
     from client.images.splits import split_key
+    from client.ledger.contradiction import has_ledger, require_borne_out, require_not_gone
     from client.ledger.ledger import Ledger
     from common.preprocessing import Preprocessing
 
     config, path = hospital.config, hospital.config.ledger_folder(hospital.path)
-    if not (path.is_dir() and any(path.iterdir())):
+    require_not_gone(path, hospital.state)
+    if not has_ledger(path):
         return [()], study.data.unit, "none yet"
     ledger = Ledger.examine(path)
     if damage := ledger.damage():
         raise LedgerError(
             f"the ledger in {path} cannot be planned with",
             why=damage[0].message,
-            fix=f"flower-client ledger verify {path}; restore its newest backup",
+            fix=f"flower-client ledger verify {path}; restore its newest backup, or see what "
+            f"`flower-client ledger recover {hospital.path}` can do from receipts",
         )
+    require_borne_out(ledger, hospital.state)
     if not ledger.charges():
         return [()], study.data.unit, "empty"
     is_enrolled = hospital.enrolment_file.exists()
@@ -181,11 +185,12 @@ def behind_these_patients(hospital: HospitalFolder, study: PublicPlan) -> tuple[
 
 
 def _begun(hospital: HospitalFolder, run_id: str) -> Begun:
+    from client.ledger.contradiction import has_ledger
     from client.ledger.ledger import Ledger
     from client.ledger.records import TRAINING
 
     path = hospital.config.ledger_folder(hospital.path)
-    if not (path.is_dir() and any(path.iterdir())):
+    if not has_ledger(path):
         return Begun()
     own = [c for c in Ledger.examine(path).charges() if c.key.run_id == run_id and c.purpose == TRAINING]
     events = [charge.event for charge in own if charge.event is not None]

@@ -6,7 +6,6 @@ server is up and before the enrolment has come: what cannot be looked at fails w
 
 import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from client.deployment.hospital_folder import HospitalFolder
 from client.provisioning.checks_of_server import check_server
@@ -173,10 +172,12 @@ def _amount(name: str, free: float, least: float, enough: float, where: str, fix
 
 
 def _ledger(folder: HospitalFolder) -> Iterator[Check]:
+    from client.ledger.contradiction import has_ledger, require_borne_out, require_not_gone
     from client.ledger.ledger import Ledger
 
     path = folder.config.ledger_folder(folder.path)
-    if not _has_ledger(path):
+    require_not_gone(path, folder.state)
+    if not has_ledger(path):
         yield Check(name="ledger", state=CheckState.OK, result=f"none yet; made at the first start in {path}")
         return
     ledger = Ledger.examine(path)
@@ -185,15 +186,21 @@ def _ledger(folder: HospitalFolder) -> Iterator[Check]:
             name="ledger",
             state=CheckState.FAILED,
             result=f"{len(findings)} finding(s), the first: {findings[0].message}",
-            fix=f"flower-client ledger verify {path}; restore its newest backup",
+            fix=f"flower-client ledger verify {path}; restore its newest backup, or see what "
+            f"`flower-client ledger recover {folder.path}` can do from receipts",
         )
         return
+    require_borne_out(ledger, folder.state)
     config = folder.config
     cost = ledger.spent(config.delta)
     by_site = config.policy.composition == "site"
     spent = cost.site_epsilon if by_site else cost.epsilon
     is_spent = spent >= config.policy.epsilon
-    whose = "all charges together have cost" if by_site else "the worst-off patient has spent"
+    whose = (
+        "a new run has behind it, all charges counted as if everybody had been in each,"
+        if by_site
+        else "the worst-off patient has spent"
+    )
     later = "nobody trains here any more" if by_site else "these patients never train again; new patients can"
     yield Check(
         name="ledger",
@@ -202,7 +209,3 @@ def _ledger(folder: HospitalFolder) -> Iterator[Check]:
         f"epsilon {spent:.4g} of {config.policy.epsilon:g} at delta {config.delta:.3g}",
         fix=f"the budget is spent: {later}" if is_spent else "",
     )
-
-
-def _has_ledger(path: Path) -> bool:
-    return path.is_dir() and any(path.iterdir())

@@ -21,11 +21,14 @@ class RoundNews:
         self._log, self._limit = state / FILE, epsilon_limit
         self._stamp, self._entry = _stamp(self._log), last_entry(self._log)
         self._ended: float | None = None
+        self._last_evaluated: float | None = None
         self._told: dict[tuple[str, str], float] = {}
 
     def of(self, work: Work) -> str:
         """What is new since the last call: some lines, or nothing."""
-        return "\n".join(line for line in (self._answered(work), self._refused()) if line)
+        return "\n".join(
+            line for line in (self._answered(work), self._evaluated(work), self._refused()) if line
+        )
 
     def _answered(self, work: Work) -> str:
         if work.last_ended is None or work.last_ended == self._ended:
@@ -37,6 +40,15 @@ class RoundNews:
         if work.epsilon is not None:
             cost = f"epsilon {work.epsilon:.4g} in this run so far (budget over all runs {self._limit:g})"
         return f"round {work.last_round} answered, {cost}"
+
+    def _evaluated(self, work: Work) -> str:
+        if work.last_evaluated is None or work.last_evaluated == self._last_evaluated:
+            return ""
+        self._last_evaluated = work.last_evaluated
+        cost = "no privacy is claimed for them"
+        if work.evaluation_epsilon is not None:
+            cost = f"epsilon {work.evaluation_epsilon:.4g} for them by this run's evaluations so far"
+        return f"counts about validation patients answered, {cost}"
 
     def _refused(self) -> str:
         stamp = _stamp(self._log)

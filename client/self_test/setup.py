@@ -1,5 +1,6 @@
 """What the self-test tries things on: the run's parts, a few own patients, extreme ones beside them."""
 
+import random
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from client import private_training
-from client.batches import chunks_of_units, input_tensor, rows_per_chunk, sampled_rows, target_tensor
+from client.batches import chunks_of_units, rows_per_chunk, sampled_rows
 from client.patient_optimizer import PatientDPOptimizer
 from client.training import make_optimizer
 from common.config import PublicPlan
@@ -31,6 +32,10 @@ from common.tasks import Task, make_task
 FEW_ROWS = 2
 """Of a unit with many images so many are looked at."""
 
+_MANY_PARAMETERS = 2_000_000
+
+PRODUCTION: Any = private_training
+"""Training's own names, what it imports included: tried is what it calls, whatever that is."""
 Vector = NDArray[np.float64]
 
 
@@ -54,10 +59,19 @@ class Setup:
         """The preprocessing of the run."""
         return Preprocessing(image_size=self.plan.data.image_size, channels=self.plan.data.channels)
 
+    arrived: Parameters | None = None
+    """Weights of the round; they meet random images only (`client.self_test.checks.check_places`)."""
+
     @cached_property
     def weights(self) -> Parameters:
         """The weights that the self-test starts from."""
         return initial_parameters(self.plan.model_spec, seed=0)
+
+    def of_nobody(self) -> "Setup":
+        """The same with the weights that arrived and with random images instead of patients."""
+        nobody = replace(self, examples=self.examples.select_units([]))
+        nobody.__dict__["weights"] = self.weights if self.arrived is None else self.arrived
+        return nobody
 
     def model(self) -> nn.Module:
         """The network of the run with `weights`."""
@@ -70,11 +84,11 @@ class Setup:
 class Probe:
     """A few units, own and extreme, and their clipped sum by the path of training."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, *, scaled: bool = True) -> None:
         self._setup = setup
-        self._model = setup.model()
+        self.model = setup.model()
         with torch.no_grad():  # other weights each time, so that no tie between pixels is met twice
-            for parameter in self._model.parameters():
+            for parameter in self.model.parameters() if scaled else ():
                 parameter.mul_(0.9 + 0.2 * secrets.randbelow(2**20) / 2**20)
         own = few_units(setup)
         self._examples = _with_extremes(own)
@@ -83,7 +97,9 @@ class Probe:
         self.units = list(range(last + 2))
         """Own ones, a rare class, a black image, hard contrast ten thousand times brighter, one of NaN."""
         self.ordinary = list(dict.fromkeys([0, own.num_units]))
-        """The own unit with the most images, and the one of the rare class."""
+        """The own unit with the most images, and the one of the rare class (not in large models)."""
+        if is_large(self.model):
+            self.ordinary = self.ordinary[:1]
         self.telling = [*self.ordinary, self._scaled, self._broken]
         """Those whose influence is looked at; the others are company."""
 
@@ -113,48 +129,53 @@ class Probe:
             stream=randomness.stream(purpose="sampling", round_number=1, step=0),
         )
         unit_of_row = torch.tensor(units)[torch.from_numpy(segments)].to(setup.device)
-        most = rows_per_chunk(
-            self._model,
-            tuple(examples.inputs["image"].shape[1:]),
-            physical_batch_size=setup.plan.training.physical_batch_size,
-        )
-        with private_training.per_row_gradients(self._model) as wrapped:
+        shape = tuple(examples.inputs["image"].shape[1:])
+        most = rows_per_chunk(self.model, shape, physical_batch_size=setup.plan.training.physical_batch_size)
+        # At least two units go together, or nothing could be seen of one in another.
+        most = max(most, 2 * FEW_ROWS)
+        alone = PRODUCTION.place_matters(self.model, input_shape=shape, rows=most)
+        with private_training.per_row_gradients(self.model) as wrapped:
             optimizer = PatientDPOptimizer(
-                make_optimizer(self._model.parameters(), setup.plan.training, learning_rate=1.0),
+                make_optimizer(self.model.parameters(), setup.plan.training, learning_rate=1.0),
                 plan=privacy,
                 randomness=randomness,
                 round_number=1,
             )
             done = 0
-            # At least two units go together, or nothing could be seen of one in another.
-            for chunk in chunks_of_units(rows, segments, max_rows=max(most, 2 * FEW_ROWS)):
+            for chunk in chunks_of_units(rows, segments, max_rows=1 if alone else most):
                 here = unit_of_row[done : done + len(chunk.rows)]
                 done += len(chunk.rows)
-                inputs = input_tensor(
-                    examples, chunk.rows, preprocessing=setup.preprocessing, device=setup.device
+                inputs = PRODUCTION.input_tensor(
+                    examples,
+                    chunk.rows,
+                    preprocessing=setup.preprocessing,
+                    device=setup.device,
+                    filled_to=most,
                 )
-                inputs[here == self._scaled] *= 1e4
-                inputs[here == self._broken] = float("nan")
+                inputs[: len(here)][here == self._scaled] *= 1e4
+                inputs[: len(here)][here == self._broken] = float("nan")
                 private_training.accumulate_clipped_gradients(
                     wrapped,
                     setup.task,
                     optimizer,
                     inputs=inputs,
-                    targets=target_tensor(examples, chunk.rows, device=setup.device),
+                    targets=PRODUCTION.target_tensor(
+                        examples, chunk.rows, device=setup.device, filled_to=most
+                    ),
                     segments=torch.from_numpy(chunk.segments).to(setup.device),
                     num_units=chunk.num_units,
                 )
-            return flat(getattr(p, "summed_grad", None) for p in self._model.parameters())
+            return flat(getattr(p, "summed_grad", None) for p in self.model.parameters())
 
 
 def few_units(setup: Setup) -> Examples:
-    """The unit with the most images and another one, at most a few images each; none where there are none."""
+    """The unit with the most images and another one, a few images and one; none where there are none."""
     examples = setup.examples
     counts = np.diff(examples.unit_rows.offsets)
     present = np.flatnonzero(counts).tolist()
     chosen = dict.fromkeys([int(counts.argmax()), secrets.choice(present)]) if present else {}
     most = min(setup.privacy.max_rows_per_unit, FEW_ROWS)
-    rows = [examples.unit_rows.of(unit)[:most] for unit in chosen]
+    rows = [examples.unit_rows.of(unit)[: most if place == 0 else 1] for place, unit in enumerate(chosen)]
     numbers = np.concatenate([np.empty(0, np.int64), *rows])
     return Examples(
         inputs={"image": np.ascontiguousarray(examples.inputs["image"][numbers])},
@@ -166,9 +187,11 @@ def few_units(setup: Setup) -> Examples:
 
 def _with_extremes(own: Examples) -> Examples:
     shape = own.inputs["image"].shape[1:]
-    random = np.random.default_rng(secrets.randbits(64))
-    rare = own.inputs["image"][:1] if own.num_rows else random.integers(0, 256, (1, *shape), dtype=np.uint8)
-    contrast = 255 * random.integers(0, 2, (1, *shape), dtype=np.uint8)
+    generator = np.random.default_rng(secrets.randbits(64))
+    rare = (
+        own.inputs["image"][:1] if own.num_rows else generator.integers(0, 256, (1, *shape), dtype=np.uint8)
+    )
+    contrast = 255 * generator.integers(0, 2, (1, *shape), dtype=np.uint8)
     extremes = [rare, np.zeros((1, *shape), np.uint8), contrast]
     rare_target = 1 - own.targets[:1].clip(0, 1) if own.num_rows else np.ones(1, np.int64)
     return Examples(
@@ -195,6 +218,31 @@ def noted_gradients(model: nn.Module) -> Iterator[list[list[Tensor]]]:
         yield seen
     finally:
         handle.remove()
+
+
+def steps_tried(model: nn.Module) -> int:
+    """Steps of a round that the self-test runs: a first, a last, and one between where it costs little."""
+    return 2 if is_large(model) else 3
+
+
+def is_large(model: nn.Module) -> bool:
+    """Whether a step takes so long that fewer of them must do."""
+    return sum(parameter.numel() for parameter in model.parameters()) > _MANY_PARAMETERS
+
+
+@contextmanager
+def seeded_alike() -> Iterator[None]:
+    """Seed the global generators of Python, numpy and torch alike, and leave them as they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - that is what is looked at
+    with torch.random.fork_rng(devices=[]):
+        try:
+            random.seed(0)
+            np.random.seed(0)  # noqa: NPY002
+            torch.default_generator.manual_seed(0)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
 
 
 def flat(tensors: Any) -> Vector:

@@ -20,19 +20,22 @@ from client.self_test.checks import (
     check_clipping,
     check_coupling,
     check_noise,
-    check_release,
+    check_places,
     check_sampling,
 )
+from client.self_test.round_checks import check_release
 from client.self_test.setup import Setup
 from client.site import Site
 from common.config import PublicPlan
 from common.errors import FederationError, Refusal, RefusalCode
+from common.parameters import Parameters
 from common.privacy.plan import PrivacyPlan
 
 CHECKS: Mapping[str, Callable[[Setup], str]] = MappingProxyType(
     {
         "per-patient clipping": check_clipping,
         "no coupling between patients": check_coupling,
+        "the same bits in any company": check_places,
         "noise scale": check_noise,
         "Poisson sampling": check_sampling,
         "nothing un-noised leaves": check_release,
@@ -40,8 +43,8 @@ CHECKS: Mapping[str, Callable[[Setup], str]] = MappingProxyType(
 )
 """Name and function of each check; the function returns why it is red, or nothing."""
 _ATTEMPTS = 3
-"""The first two checks compare float32 sums, in which a maximum can tip over by chance: red is thrice red."""
-_RETRIED = (check_clipping, check_coupling)
+"""Those of _RETRIED compare float32 sums, in which a maximum can tip over by chance: red is thrice red."""
+_RETRIED = (check_clipping, check_coupling, check_release)
 _PASSED: set[tuple[str, ...]] = set()
 
 
@@ -75,8 +78,18 @@ def run_check(name: str, setup: Setup) -> Check:
     return Check(name=name, passed=not reason, reason=reason)
 
 
-def require_self_test(site: Site, plan: PublicPlan, privacy: PrivacyPlan, images: HospitalImages) -> None:
-    """Raise Refusal unless every check passes; once per process, model, training and privacy plan."""
+def require_self_test(
+    site: Site,
+    plan: PublicPlan,
+    privacy: PrivacyPlan,
+    images: HospitalImages,
+    *,
+    weights: Parameters | None = None,
+) -> None:
+    """Raise Refusal unless every check passes; once per process, model, training and privacy plan.
+
+    weights: those that arrived with the round, for the check that can use them without telling of patients.
+    """
     device = resolve_device(site.config.site.device)
     key = (
         plan.model_spec.model_dump_json(),
@@ -89,7 +102,9 @@ def require_self_test(site: Site, plan: PublicPlan, privacy: PrivacyPlan, images
         return
     failed = [
         check
-        for check in run_checks(Setup(plan=plan, privacy=privacy, examples=images.train, device=device))
+        for check in run_checks(
+            Setup(plan=plan, privacy=privacy, examples=images.train, device=device, arrived=weights)
+        )
         if not check.passed
     ]
     if failed:

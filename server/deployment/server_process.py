@@ -42,15 +42,8 @@ def run_config(config: OperatorConfig, folder: OperatorFolder, run_folder: Path)
     """The federation's settings for this run: where its folder, its roster and all receipts are."""
     places = {"run_folder": run_folder, "roster": folder.roster, "receipts": folder.receipts}
     runtime = config.runtime.model_copy(update={name: str(path) for name, path in places.items()})
-    return FederationConfig(
-        federation=config.federation,
-        data=config.data,
-        model=config.model,
-        training=config.training,
-        privacy=config.privacy,
-        server=config.server,
-        runtime=runtime,
-    )
+    sections = {name: getattr(config, name) for name in FederationConfig.model_fields}
+    return FederationConfig(**sections | {"runtime": runtime})
 
 
 def serve(folder: OperatorFolder, run_folder: Path) -> Ending:

@@ -5,6 +5,7 @@ delta, mechanism, accountant, sampling, scope of the composition, trust model, a
 Epsilon is stated twice, for two kinds of observers. A run that is not private says so and claims nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.reporting.html import bound, quantity, spent, tiny_bound
@@ -78,15 +79,25 @@ def _nothing_claimed(explanation: str) -> PrivacyStatement:
 
 def _unheard(run: RunRecord) -> str:
     """Who may have charged more than is known here; empty when nobody."""
-    names = run.epsilon_incomplete
-    if not names:
-        return ""
-    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-    ledger = "its ledger has" if len(names) == 1 else "their ledgers have"
-    return (
-        f"At least one update of {shown} may have been formed that this server never received or could not "
-        f"read; {ledger} the full count."
-    )
+    wrong = tuple(h.name for h in run.hospitals if h.epsilon_understated and not h.epsilon_complete)
+    names = tuple(name for name in run.epsilon_incomplete if name not in wrong)
+    sentences = []
+    if names:
+        ledger = "its ledger has" if len(names) == 1 else "their ledgers have"
+        sentences.append(
+            f"At least one update of {_listed(names)} may have been formed that this server never received "
+            f"or could not read; {ledger} the full count."
+        )
+    if wrong:
+        sentences.append(
+            f"What {_listed(wrong)} stated is less than the updates cost that came from there, as after a "
+            "ledger that was lost in mid-run: this server's own count of them stands instead."
+        )
+    return " ".join(sentences)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _epsilon_fact(run: RunRecord) -> str:
@@ -183,13 +194,21 @@ def _not_covered(run: RunRecord) -> list[str]:
         "what the model says about a disease in general: it may concern a person who never took part",
         "settings chosen by looking at results of other runs on the same patients, unless those runs were "
         "private and stand in the same ledgers",
-        "a person who is a patient of several of these hospitals: their epsilons add up",
-        "timing, crashes and whether a hospital took part in a round",
-        "a hospital's noise, and its leaving for want of budget, follow from what its patients spent: "
-        "they can tell that patients of an earlier run take part again",
+        "plans of later runs chosen by looking at what earlier ones released: their numbers (sampling rate, "
+        "steps, clip norm) are taken to be chosen without it",
+        f"class names, or who is in a study, if chosen by looking at a single {run.unit}",
+        "a person who is a patient of several of these hospitals, or has several ids in one: the epsilons "
+        "add up",
+        "timing, crashes, refusals for reasons of files or machines, and whether a hospital took part in a "
+        "round",
+        'a hospital\'s noise, and its leaving for want of budget: with composition "site", as installed, '
+        "they follow from its earlier studies and from no patient; at a hospital that has chosen composition "
+        '"patient" they follow from what these patients spent, and can tell that patients of an earlier run '
+        "take part again",
         "floating point, as far as it remains: sums and noise are whole numbers of a public grid, but noise "
         "beyond 8.3 standard deviations (probability 1e-16 a number) has gaps, and the last bits of a "
         "gradient before clipping can depend on which others are in the step",
+        "whoever breaks the cipher or foresees the entropy that noise is drawn from",
         "the images where they lie: guarding them is the hospital's task",
     ]
     if any(h.epsilon_outsider_proven for h in run.hospitals):

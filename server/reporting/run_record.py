@@ -41,6 +41,8 @@ class HospitalSummary:
     """Updates that reached the server, aggregated or not."""
     epsilon_complete: bool
     """False when it may have charged for an update that the server never received or could not read."""
+    epsilon_understated: bool
+    """True when it stated less than its updates cost; then `epsilon` is that of `server.recount`."""
     epsilon_outsider: float | None
     """Against somebody who sees the final model only (`server.outsider`)."""
     epsilon_outsider_proven: bool
@@ -284,6 +286,7 @@ def _hospital(folder: Path, entry: Mapping[str, Any]) -> HospitalSummary:
         rounds=None if rounds is None else int(rounds),
         releases=None if releases is None else int(releases),
         epsilon_complete=entry.get("epsilon_complete") is not False,
+        epsilon_understated=entry.get("epsilon_understated") is True,
         epsilon_outsider=number(entry.get("epsilon_outsider")),
         epsilon_outsider_proven=entry.get("epsilon_outsider_proven") is True,
         epsilon_outsider_reason=str(entry.get("epsilon_outsider_reason") or ""),

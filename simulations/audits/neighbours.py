@@ -20,6 +20,7 @@ from common.models.registry import build_model, initial_parameters, load_paramet
 from common.preprocessing import Preprocessing
 from common.privacy.randomness import ReproducibleRandomness
 from common.tasks import Task
+from simulations.audits.chosen_weights import FEW, MORE, network_of_attacker, patients
 from simulations.audits.finding import ALPHA, Finding
 from simulations.audits.probe import (
     CLIP,
@@ -35,6 +36,7 @@ from simulations.audits.released_steps import Vector, watched_steps
 KINDS = ("scaled", "nan", "infinite", "rare class", "duplicate", "black", "many images", "alone", "nothing")
 WITHOUT_EFFECT = ("nan", "infinite", "nothing")
 """Such a patient must count as zero."""
+CHOSEN_WEIGHTS = "weights chosen by an attacker"
 RAGGED = (1, 3, 1, 2, 4, 1)
 """Images of each of the others."""
 SIZE = 28
@@ -172,7 +174,8 @@ def audit_neighbours_black_box(
     """Black-box: no patient moves the update by more than C, nor that of several steps by several times C."""
     cases = _cases(models, clips, chunks)
     moved = [_Moved.of(released_sum, kind, case) for kind, case in product(kinds, cases)]
-    return _judged("neighbours, black box", [*moved, _over_several_steps()], black_box=True)
+    moved += [_over_several_steps(), _with_chosen_weights()]
+    return _judged("neighbours, black box", moved, black_box=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +201,7 @@ class _Moved:
     @property
     def reached(self) -> bool:
         """The clip is what holds the patient: the bound is reached, not merely kept."""
-        return self.kind in WITHOUT_EFFECT or self.by > 0.999 - self.tolerance
+        return self.kind in (*WITHOUT_EFFECT, CHOSEN_WEIGHTS) or self.by > 0.999 - self.tolerance
 
 
 def _over_several_steps() -> _Moved:
@@ -211,6 +214,23 @@ def _over_several_steps() -> _Moved:
     )
     by = float(np.linalg.norm(there - away)) / (_SEVERAL * CLIP)
     return _Moved(kind="several steps", by=by, tolerance=ROUNDING + _largest_noise(2 * side * side))
+
+
+def _with_chosen_weights() -> _Moved:
+    """One patient more where that picks other kernels, whose last bits the weights make large."""
+    plan = make_plan()
+    there, away = (
+        noisy_sums(
+            model=network_of_attacker()[0],
+            examples=patients(count),
+            plan=plan,
+            learning_rate=1e4 * plan.enrolled_units / CLIP,
+            preprocessing=Preprocessing(image_size=SIZE, channels=1),
+        )
+        for count in (MORE, FEW)
+    )
+    # Beside weights of 1e8 an update is only known to a hundredth; the attack would move it by a dozen C.
+    return _Moved(kind=CHOSEN_WEIGHTS, by=float(np.linalg.norm(there - away)) / CLIP, tolerance=0.1)
 
 
 def _largest_noise(weights: int) -> float:

@@ -20,7 +20,7 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor, nn
 
-from client.batches import chunks_of_units, rows_per_chunk
+from client.batches import chunks_of_units, filled, rows_per_chunk
 from client.patient_optimizer import PatientDPOptimizer
 from client.private_training import accumulate_clipped_gradients, per_row_gradients
 from client.training import make_optimizer
@@ -147,7 +147,10 @@ def _ours(case: StepCase, data: _Data, stack: ExitStack) -> Step:
         unit="patient",
     )
     max_rows = rows_per_chunk(
-        model, tuple(data.inputs.shape[1:]), physical_batch_size=training.physical_batch_size
+        model,
+        tuple(data.inputs.shape[1:]),
+        physical_batch_size=training.physical_batch_size,
+        max_rows_per_unit=plan.max_rows_per_unit,
     )
     wrapped = stack.enter_context(per_row_gradients(model))
     optimizer = PatientDPOptimizer(
@@ -164,8 +167,8 @@ def _ours(case: StepCase, data: _Data, stack: ExitStack) -> Step:
                 wrapped,
                 task,
                 optimizer,
-                inputs=data.inputs[chunk.rows],
-                targets=data.targets[chunk.rows],
+                inputs=filled(data.inputs[chunk.rows], max_rows),
+                targets=filled(data.targets[chunk.rows], max_rows),
                 segments=torch.from_numpy(chunk.segments),
                 num_units=chunk.num_units,
             )

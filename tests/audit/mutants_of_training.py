@@ -97,11 +97,20 @@ def private_batch_size_as_divisor(patch):
     patch.setattr(PatientDPOptimizer, "add_noise", add_noise)
 
 
+@mutant("handling", caught_by="neighbours")
+def chunks_of_as_many_rows_as_there_are_patients(patch):
+    """Chunks are not filled up: one patient more picks other kernels for all, and chosen weights show it."""
+    for name in ("input_tensor", "target_tensor"):
+        real = getattr(training, name)
+        patch.setattr(training, name, lambda *table, filled_to, real=real, **others: real(*table, **others))
+
+
 # --- layers and losses ---
 
 
 def without_guard_of_models(patch):
     patch.setattr(training, "guard_model", nothing)
+    patch.setattr(training, "place_matters", lambda *_, **__: False)  # it would keep patients apart
 
 
 @mutant("T4", caught_by="neighbours")
@@ -202,7 +211,9 @@ def weight_decay_inside_the_loss(patch):
         rows_of_unit = torch.bincount(segments, minlength=num_units)
         losses = task.losses(wrapped(inputs.requires_grad_()), targets)
         decay = 0.1 * sum(parameter.square().sum() for parameter in wrapped.parameters())
-        ((losses / rows_of_unit[segments]).sum() + decay).backward(inputs=[inputs])
+        ((losses[: len(segments)] / rows_of_unit[segments]).sum() + decay).backward(inputs=[inputs])
+        for parameter in wrapped.parameters():
+            parameter.grad_sample = parameter.grad_sample[: len(segments)]
         optimizer.accumulate(segments, num_units)
 
     patch.setattr(training, "accumulate_clipped_gradients", accumulate)

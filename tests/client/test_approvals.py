@@ -174,7 +174,7 @@ def test_an_approval_says_who_and_when_and_no_variable_of_the_environment_says_i
         monkeypatch.setenv(name, "somebody-else")
     ask(hospital, training_request())
     approve(hospital, "run")
-    approval = Approvals(hospital.parent / "state").approval("run")
+    approval = Approvals(hospital.parent / "state", hospital=hospital.parent).approval("run")
     assert approval.by == pwd.getpwuid(os.getuid()).pw_name
     assert abs(approval.at - time.time()) < 60
 
@@ -232,7 +232,7 @@ def test_an_update_is_sent_as_soon_as_a_person_lets_it_leave_and_the_site_is_fre
     found = []
 
     def person():
-        approvals = Approvals(update_hospital.parent / "state")
+        approvals = Approvals(update_hospital.parent / "state", hospital=update_hospital.parent)
         while not approvals.pending_updates():
             time.sleep(0.05)
         with site_lock(update_hospital.parent / "state", timeout_s=0.5):

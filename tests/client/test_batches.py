@@ -107,9 +107,31 @@ def test_big_models_and_big_images_get_small_chunks():
         model = build_model(ModelSpec(name=name, channels=1, image_size=size, num_outputs=2))
         return rows_per_chunk(model, (1, size, size), physical_batch_size=256)
 
-    assert rows("cnn-small", 28) == 256
+    assert rows("cnn-small", 28) == 64
     assert 1 <= rows("resnet18", 28) <= CHUNK_BYTES // (4 * 11_000_000)
     assert rows("cnn", 224) < rows("cnn", 28)
+
+
+@pytest.mark.parametrize(
+    ("physical", "most", "expected"),
+    [(1, 1, 1), (1, 4, 4), (5, 1, 4), (5, 5, 8), (256, 1, 64), (256, 65, 128)],
+)
+def test_every_chunk_has_one_number_of_rows_a_power_of_two_that_holds_a_patient(physical, most, expected):
+    model = small_network()
+    found = rows_per_chunk(model, (1, 8, 8), physical_batch_size=physical, max_rows_per_unit=most)
+    assert found == expected
+
+
+def test_chunks_are_filled_up_with_zeros():
+    examples, rows = examples_of([2, 1, 3]), np.array([4, 0, 5])
+    where = dict(preprocessing=Preprocessing(image_size=8, channels=1), device=torch.device("cpu"))
+    inputs = input_tensor(examples, rows, **where, filled_to=8)
+    assert inputs[:3].equal(input_tensor(examples, rows, **where))
+    assert not inputs[3:].any()
+    assert target_tensor(examples, rows, device=torch.device("cpu"), filled_to=8).shape == (8,)
+    assert inputs.data_ptr() % 64 == 0
+    with pytest.raises(ValueError, match="does not fit"):
+        input_tensor(examples, rows, **where, filled_to=2)
 
 
 def test_tensors_hold_the_asked_rows():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -59,6 +60,10 @@ def verify(*arguments):
 
 def wrong(answer):
     return [check["part"] for check in answer["checks"] if not check["ok"]]
+
+
+def refuted(answer):
+    return [check["part"] for check in answer["checks"] if check["ok"] is False]
 
 
 def test_it_says_what_was_done_in_this_run_and_what_it_cost(hospital):
@@ -153,7 +158,7 @@ def test_without_privacy_it_claims_none(tmp_path, flower_identity):
         assert "no privacy is claimed" in content["claim"]
         assert content["training"] is content["evaluation"] is content["outsider"] is None
         code, answer = verify(file_of(toml, run_id))
-        assert (code, answer["ok"]) == (0, True)
+        assert (code, answer["ok"]) == (3, None)
 
 
 def test_patients_that_came_later_do_not_show(tmp_path):
@@ -185,19 +190,57 @@ def test_evaluations_are_certified_beside_training_since_other_patients_pay_for_
     assert "counts" in content["evaluation"]["mechanism"]
 
 
+def test_a_forgery_with_a_key_of_its_own_is_never_said_to_hold(hospital, tmp_path):
+    key = tmp_path / "own.key"
+    make_key(key, tmp_path / "own.key.pub", comment="x")
+    content = verify_statement(file_of(hospital).read_text()).content
+    forged = tmp_path / "certificate.json"
+    forged.write_text(sign_statement(load_private_key(key), kind="release-certificate", content=content))
+    assert verify(forged)[0] == 3
+    assert verify(forged, "--key", hospital.parent / "keys" / "hospital.key.pub")[0] == 1
+
+
+def test_after_a_recovery_no_epsilon_is_stated_that_may_be_too_low(hospital, tmp_path):
+    ledger = Ledger.open(hospital.parent / "ledger", create=False)
+    own = [charge for charge in ledger.charges() if charge.key.run_id == RUN]
+    content = certificate_content(
+        "north", run_id=RUN, model={}, charges=own, outsider=None, is_complete=False
+    )
+    assert content["training"]["epsilon"] is None
+    assert "recovered" in content["training"]["no_epsilon_because"]
+    assert "recovered" in content["claim"]
+    assert content["training"]["events"][0]["steps"] == 2 * ROUNDS
+    file, key = tmp_path / "certificate.json", hospital.parent / "keys" / "hospital.key"
+    for stated in (None, 99.0):  # an older release stated one
+        content["training"]["epsilon"] = stated
+        file.write_text(sign_statement(load_private_key(key), kind="release-certificate", content=content))
+        done = CliRunner().invoke(app, ["certificate", "verify", str(file), "--key", f"{key}.pub"])
+        assert done.exit_code == 0
+        assert "holds for what it lists" in done.stdout
+        assert "The certificate holds" not in done.stdout
+    content |= {"is_complete": True}
+    content["training"]["epsilon"] = None
+    file.write_text(sign_statement(load_private_key(key), kind="release-certificate", content=content))
+    assert verify(file, "--key", f"{key}.pub")[0] == 1
+
+
 def test_verify_needs_the_file_alone_and_compares_key_and_model(hospital, tmp_path):
     file, public = file_of(hospital), hospital.parent / "keys" / "hospital.key.pub"
     fingerprint = load_public_key(public).fingerprint
     model = file.with_name("model.safetensors")
-    assert verify(file)[0] == 0
+    code, answer = verify(file)
+    assert (code, answer["ok"], wrong(answer)) == (3, None, ["signer"])
     code, answer = verify(file, "--key", public, "--model", model)
     assert (code, answer["ok"], wrong(answer)) == (0, True, [])
     assert answer["certificate"]["fingerprint"] == fingerprint
     assert verify(file, "--fingerprint", fingerprint)[0] == 0
     words = CliRunner().invoke(app, ["certificate", "verify", str(file)])
-    assert words.exit_code == 0
-    for part in ("The certificate holds", "training: epsilon", "not compared", "recomputed epsilon"):
+    assert words.exit_code == 3
+    for part in ("WHO signed was not checked", "training: epsilon", "not checked", "recomputed epsilon"):
         assert part in words.stdout
+    assert "The certificate holds" not in words.stdout
+    words = CliRunner().invoke(app, ["certificate", "verify", str(file), "--key", str(public)])
+    assert (words.exit_code, words.stdout.splitlines()[-1]) == (0, "The certificate holds.")
 
     other = tmp_path / "other.key"
     make_key(other, tmp_path / "other.key.pub", comment="x")
@@ -205,7 +248,7 @@ def test_verify_needs_the_file_alone_and_compares_key_and_model(hospital, tmp_pa
     assert (code, wrong(answer)) == (1, ["signer"])
     write_safetensors(tmp_path / "model.safetensors", {"w": np.zeros(3, np.float32)})
     code, answer = verify(file, "--model", tmp_path / "model.safetensors")
-    assert (code, wrong(answer)) == (1, ["model"])
+    assert (code, refuted(answer)) == (1, ["model"])
 
 
 @pytest.mark.parametrize(
@@ -218,7 +261,7 @@ def test_one_changed_word_is_found(hospital, tmp_path, old, new):
     altered = tmp_path / "certificate.json"
     altered.write_text(text.replace(old, new, 1))
     code, answer = verify(altered)
-    assert (code, wrong(answer)) == (1, ["signature"])
+    assert (code, refuted(answer)) == (1, ["signature"])
     assert answer["certificate"] is None
 
 
@@ -242,7 +285,7 @@ def test_a_signed_lie_about_the_cost_is_found(hospital, tmp_path, change):
     lie = tmp_path / "certificate.json"
     lie.write_text(sign_statement(key, kind="release-certificate", content=content))
     code, answer = verify(lie)
-    assert (code, wrong(answer)) == (1, ["training"])
+    assert (code, refuted(answer)) == (1, ["training"])
 
 
 def test_another_kind_of_statement_is_no_certificate(hospital, tmp_path):
@@ -266,6 +309,11 @@ def test_show_lists_what_this_hospital_signed(hospital):
     done = CliRunner().invoke(app, ["certificate", "show", str(hospital.parent)])
     assert done.exit_code == 0, done
     assert RUN in done.stdout
+    assert "[{" not in done.stdout
+    (shown,) = re.findall(r"training: epsilon (\S+) at", done.stdout)
+    stated = verify_statement(file_of(hospital).read_text()).content["training"]["epsilon"]
+    assert stated <= float(shown) <= stated * 1.001
+    assert len(shown.replace(".", "").lstrip("0")) <= 4
     done = CliRunner().invoke(app, ["certificate", "show", str(hospital.parent), RUN, "--format", "json"])
     (shown,) = json.loads(done.stdout)
     assert shown["content"]["run_id"] == RUN

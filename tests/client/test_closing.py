@@ -68,6 +68,7 @@ def test_the_model_is_kept_with_card_and_hashes_and_confirmed(hospital):
     assert manifest_problem(folder, required=["model.safetensors"]) is None
     assert parameters_sha256(read_safetensors(folder / "model.safetensors")) == parameters_sha256(weights)
     assert all((folder / name).stat().st_mode & 0o077 == 0 for name in ("model.safetensors", "MODEL_CARD.md"))
+    assert [place.stat().st_mode & 0o777 for place in (folder, folder.parent)] == [0o700, 0o700]
     (listed,) = received_models(models_of(hospital))
     assert (listed["run_id"], listed["model"], listed["state"]) == (RUN, "softmax", "whole")
 

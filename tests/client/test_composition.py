@@ -67,7 +67,6 @@ def test_validation_patients_count_like_all_others(ledger):
     ledger.charge(key(1, "a"), event=COUNTS, cohort=people(ledger, 4, 8), delta=DELTA, purpose=EVALUATION)
     (history,) = ledger.histories(people(ledger, 90, 99), composition="site")
     assert merge(history) == merge([EVENT, COUNTS])
-    assert ledger.noise_multiplier_of("a") == EVENT.noise_multiplier
     spent = ledger.spent(DELTA)
     (run,) = spent.runs
     assert (run.rounds, run.steps, run.evaluations) == (1, EVENT.steps, 1)

@@ -126,7 +126,7 @@ def test_at_most_k_images_of_a_patient_enter_a_step():
     SEEN.clear()
     plan = make_plan(sampling_rate=1.0, max_rows_per_unit=3, steps=2)
     run(small_network(), examples_of([9, 1, 4]), plan, task=CountingTask(classes=TASK.classes))
-    assert SEEN == [3 + 1 + 3] * 2
+    assert SEEN == [64] * 2
 
 
 def test_physical_batches_are_bounded_and_change_only_rounding():
@@ -137,8 +137,8 @@ def test_physical_batches_are_bounded_and_change_only_rounding():
         training = TrainingConfig(physical_batch_size=physical_batch_size)
         task = CountingTask(classes=TASK.classes)
         results.append(flat(run(small_network(), examples, plan, training, task=task).parameters))
-        assert max(SEEN) <= max(physical_batch_size, 5)
-        assert sum(SEEN) == 16
+        # All of one shape; where the place among 8 rows matters, each of the 6 patients is alone.
+        assert SEEN in ([[8] * 3, [8] * 6] if physical_batch_size == 2 else [[64]])
     assert relative_error(results[0], results[1]) < 1e-5
 
 

@@ -9,14 +9,29 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from flwr.app import RecordDict
+from typer.testing import CliRunner
 
 from client.deployment.hospital_folder import HospitalFolder
 from client.hospital_log import FILE
 from client.ledger import receipts
 from client.ledger.ledger import Ledger
-from client.ledger.receipt import SIZE, Receipt, _packed, bound_of, events_of, issue, read, receipt_of_charges
+from client.ledger.receipt import (
+    SIZE,
+    Receipt,
+    _packed,
+    bound_of,
+    events_of,
+    issue,
+    issuer_of,
+    ledger_id,
+    read,
+    receipt_of_charges,
+)
 from client.ledger.receipts import KeptReceipts, check, issued, receipt_findings, require_current
 from client.ledger.recovery import carry_out, plan_recovery
+from client.ledger.starting_anew import start_anew
+from client.ledger_commands import ledger_app
+from client.site import _site
 from common import messages
 from common.errors import LedgerError, RefusalCode
 from common.messages import RoundKey
@@ -75,7 +90,9 @@ def test_size_and_bytes_of_a_receipt_tell_nothing(site):
         charge(site.ledger, number, event=PrivacyEvent(sampling_rate=1, noise_multiplier=9 + number, steps=1))
     full, again = issue(site.ledger), issue(site.ledger)
     assert len(empty) == len(full) == SIZE == messages.LARGEST_RECEIPT
-    assert sum(a == b for a, b in zip(full, again, strict=True)) < 200  # of 16384; 64 by chance, and the head
+    assert (
+        sum(a == b for a, b in zip(full, again, strict=True)) < 200
+    )  # of 16384; 64 by chance, and what is in clear
     assert site.ledger.charges()[-1].hash.encode() not in full
     assert messages.receipt_of(asking(full).content) == full
 
@@ -104,7 +121,7 @@ def test_too_many_kinds_are_bounded_from_above_and_the_size_stays():
     assert epsilon(events_of((bound_of(some),)), delta=DELTA) >= least
 
 
-@pytest.mark.parametrize("change", ["flip", "cut", "longer", "foreign", "rubbish"])
+@pytest.mark.parametrize("change", ["flip", "cut", "longer", "unnamed", "rubbish"])
 def test_what_is_not_ours_is_ignored_and_stops_nothing(site, tmp_path, change, caplog):
     charge(site.ledger, 1)
     content = bytearray(issue(site.ledger))
@@ -117,13 +134,116 @@ def test_what_is_not_ours_is_ignored_and_stops_nothing(site, tmp_path, change, c
         "flip": bytes(content),
         "cut": bytes(content[:-1]),
         "longer": bytes(content) + b"x",
-        "foreign": issue(other.ledger),
+        "unnamed": b"\0" + issue(other.ledger)[1:],
         "rubbish": b"\x00" * 100,
     }[change]
     assert read(site.ledger.site_key, bad) is None
     require_current(site, asking(bad))
     assert "ignored" in caplog.text
     assert KeptReceipts(site.state_folder, site.ledger.site_key).all() == []
+
+
+def test_a_receipt_of_another_ledger_is_ignored_where_this_one_is_in_use(site, tmp_path, caplog):
+    other = site_in(tmp_path / "other")
+    charge(other.ledger, 1)
+    foreign = issue(other.ledger)
+    assert issuer_of(foreign) == ledger_id(other.ledger.site_key) != ledger_id(site.ledger.site_key)
+    assert other.ledger.site_key[:8] not in foreign
+    charge(site.ledger, 1)
+    issued(site)
+    before = sorted((site.state_folder / "receipts").iterdir())
+    require_current(site, asking(foreign))
+    assert "ignored" in caplog.text
+    assert sorted((site.state_folder / "receipts").iterdir()) == before
+
+
+def test_a_receipt_under_the_name_of_another_ledger_does_not_open(site):
+    charge(site.ledger, 1)
+    content = bytearray(issue(site.ledger))
+    at = bytes(content).index(ledger_id(site.ledger.site_key))
+    content[at] ^= 1
+    assert read(site.ledger.site_key, bytes(content)) is None
+    other = bytes(31) + b"k"
+    content[at : at + 8] = ledger_id(other)
+    assert read(other, bytes(content)) is None
+
+
+@pytest.mark.parametrize("charged", [False, True])
+def test_a_lost_ledger_is_noticed_by_the_servers_receipt_alone(site, tmp_path, charged):
+    """Ledger and state folder are gone, or this ledger was never used here: nothing is forgotten."""
+    charge(site.ledger, 1)
+    old = issued(site)
+    fresh = site_in(tmp_path / "anew")
+    if charged:  # for another study, whose state folder is elsewhere
+        charge(fresh.ledger, 1)
+    with pytest.raises(LedgerError, match="receipt of another ledger") as caught:
+        require_current(fresh, asking(old))
+    assert caught.value.refusal is RefusalCode.LEDGER
+    for words in ("restore", "--whole-budget", "--start-anew"):
+        assert words in caught.value.fix
+    assert not fresh.state_folder.exists()  # nothing is noted of what a server says
+    require_current(fresh, asking())
+    require_current(fresh, asking(bytes(SIZE)))
+
+
+@pytest.mark.usefixtures("flower_identity")
+def test_a_hospital_that_lost_everything_trains_once_a_person_has_decided(tmp_path):
+    toml = make_hospital(tmp_path / "north")
+    folder = toml.parent
+    old = messages.receipt_record(messages.receipt_of(ask(toml, training_request())))
+    for name in ("ledger", "state"):
+        shutil.rmtree(folder / name)
+    _site.cache_clear()  # a client that starts again
+    request = training_request(round_number=2)
+    request.content[messages.LEDGER_RECEIPT] = old[messages.LEDGER_RECEIPT]
+    answer = ask(toml, request)
+    assert messages.refusal_code(answer) is RefusalCode.LEDGER
+    assert messages.ARRAYS not in answer
+    assert charges(toml) == ()
+
+    def command(*options):
+        return CliRunner().invoke(ledger_app, ["recover", str(folder), "--start-anew", *options])
+
+    assert command("--whole-budget").exit_code == 2
+    shown = command()
+    assert shown.exit_code == 1
+    assert "no patient of this hospital's data was ever in another ledger" in shown.output
+    assert messages.refusal_code(ask(toml, request)) is RefusalCode.LEDGER
+    assert command("--yes").exit_code == 0
+    assert messages.ARRAYS in ask(toml, request)
+    again = command("--yes")
+    assert (again.exit_code, len(charges(toml))) == (0, 1)
+    assert "nothing to do" in again.output
+
+
+def test_starting_anew_is_no_way_around_an_older_copy(tmp_path):
+    make_hospital(tmp_path / "north")
+    site = site_in(tmp_path / "north")
+    charge(site.ledger, 1)
+    shutil.copytree(site.ledger.folder, tmp_path / "monday")
+    charge(site.ledger, 2)
+    issued(site)
+    put_back(tmp_path / "monday", site.ledger.folder)
+    with pytest.raises(LedgerError, match="older copy"):
+        start_anew(HospitalFolder(tmp_path / "north"))
+
+
+def test_starting_anew_sets_another_ledgers_receipts_aside(tmp_path):
+    make_hospital(tmp_path / "north")
+    folder = tmp_path / "north"
+    site = site_in(folder)
+    charge(site.ledger, 1)
+    issued(site)
+    shutil.rmtree(site.ledger.folder)
+    with pytest.raises(LedgerError, match="there is no ledger"):
+        start_anew(HospitalFolder(folder))
+    fresh = site_in(folder)
+    with pytest.raises(LedgerError, match="not the ledger"):
+        require_current(fresh, asking())
+    start_anew(HospitalFolder(folder))
+    require_current(fresh, asking())
+    assert len(list((folder / "state" / "receipts").glob("lost-*/*.receipt"))) == 1
+    assert fresh.ledger.charges() == ()
 
 
 def test_the_newest_is_kept_for_the_owner_alone(site):

@@ -150,11 +150,12 @@ def test_models_go_after_their_time_and_approved_plans_never_by_age(trained):
     state = trained.parent / "state"
     for path in (state / "models" / "old" / "model.safetensors", state / "models" / "old"):
         age(path, 3651)
-    approvals = Approvals(state)
+    approvals = Approvals(state, hospital=state.parent)
     for run in ("approved", "waiting"):
         key = messages.Envelope.from_record(training_request(run_id=run).content).key
         approvals.ask(key, make_plan(), "nobody has approved this run")
-    approvals.approve(approvals.known("approved"), rounds=4, epsilon=1.0)
+    word = {"rounds": 4, "epsilon": 1.0, "evaluations": 1, "evaluation_epsilon": 1.0}
+    approvals.approve(approvals.known("approved"), **word)
     for path in (state / "approvals").rglob("*"):
         age(path, 500)
     assert kinds(purge(trained)) == ["approval", "model"]

@@ -4,6 +4,7 @@ ResNet-18 is slow: every check goes through its 11 million parameters several ti
 """
 
 import gc
+import random
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 from client import patient_optimizer, private_training
 from client.patient_optimizer import PatientDPOptimizer
 from client.self_test import checks as self_test_checks
+from client.self_test import round_checks as self_test_rounds
 from client.self_test import setup as self_test_setup
 from client.self_test import start as self_test
 from client.self_test.checks import not_poisson
@@ -27,10 +29,11 @@ from common.models.names import MODELS
 from common.privacy.plan import PrivacyEvent, PrivacyPlan
 from common.privacy.randomness import ReproducibleRandomness, SecureRandomness
 from common.tasks import Classification
+from tests.audit.mutants import all_mutants
 from tests.client.dp_oracle import examples_of
 from tests.client.small_hospital import make_plan
 
-CLIPPING, COUPLING, NOISE, SAMPLING, RELEASE = CHECKS
+CLIPPING, COUPLING, PLACES, NOISE, SAMPLING, RELEASE = CHECKS
 
 
 def make_setup(model="softmax", size=8, *, rows=(1, 3, 2, 1, 6) * 12, channels=1, training=None, **numbers):
@@ -137,8 +140,10 @@ def test_a_layer_that_couples_patients_is_red(monkeypatch):
     def build(spec):
         return nn.Sequential(nn.Flatten(), _Centred(), real(spec).output)
 
+    for module in (self_test_setup, self_test_rounds):
+        monkeypatch.setattr(module, "load_parameters", lambda model, weights: None)
     monkeypatch.setattr(self_test_setup, "build_model", build)
-    monkeypatch.setattr(self_test_setup, "load_parameters", lambda model, weights: None)
+    monkeypatch.setattr(private_training, "place_matters", lambda *_, **__: False)  # it keeps patients apart
     assert {COUPLING, RELEASE} <= red(make_setup(), COUPLING, RELEASE)
 
 
@@ -261,6 +266,74 @@ def test_training_on_the_clean_sum_is_red(monkeypatch):
 
     monkeypatch.setattr(PatientDPOptimizer, "add_noise", clean)
     assert {NOISE, RELEASE} <= red(make_setup(), NOISE, RELEASE)
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("no-noise-in-the-last-step", NOISE),
+        ("noise-in-floating-point", NOISE),
+        ("noise-repeated-in-every-step", NOISE),
+        ("noise-from-torchs-seeded-generator", NOISE),
+        ("noise-from-numpys-seeded-generator", NOISE),
+        ("patients-drawn-by-a-seed-that-others-know", NOISE),
+        ("a-random-patient-for-an-empty-batch", SAMPLING),
+        ("no-noise-in-the-last-step", RELEASE),
+        ("a-batch-enters-later-releases-too", RELEASE),
+        ("momentum-before-the-noise", RELEASE),
+        ("half-a-batch-stays", CLIPPING),
+        ("training-stops-when-patients-are-learned", RELEASE),
+        ("padding-other-than-zeros", RELEASE),
+        ("weight-decay-inside-the-loss", RELEASE),
+    ],
+)
+def test_a_bug_of_the_audit_is_red(monkeypatch, name, check):
+    all_mutants()[name].put_in(monkeypatch)
+    assert red(make_setup("cnn1", 14), check) == {check}
+
+
+def test_more_steps_than_planned_are_red(monkeypatch):
+    real = PatientDPOptimizer.step
+
+    def twice(optimizer, closure=None):
+        real(optimizer)
+        optimizer.original_optimizer.step()
+
+    monkeypatch.setattr(PatientDPOptimizer, "step", twice)
+    assert red(make_setup(), RELEASE) == {RELEASE}
+
+
+def test_last_bits_that_depend_on_the_company_are_red(monkeypatch):
+    real = private_training.accumulate_clipped_gradients
+
+    def shifted(*arguments, inputs, num_units, **others):
+        # One part in a million, far below what `no coupling between patients` can see.
+        real(*arguments, inputs=inputs * (1 + 1e-6 * num_units), num_units=num_units, **others)
+
+    monkeypatch.setattr(private_training, "accumulate_clipped_gradients", shifted)
+    assert red(make_setup(), COUPLING, PLACES) == {PLACES}
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e4, 1e30])
+def test_weights_that_arrived_may_be_absurd(factor):
+    setup = make_setup("cnn-small", 17)
+    arrived = {name: array * np.float32(factor) for name, array in setup.weights.items()}
+    assert [check for check in run_checks(replace(setup, arrived=arrived)) if not check.passed] == []
+
+
+def test_weights_that_arrived_meet_no_patient():
+    setup = make_setup()
+    nobody = replace(setup, arrived={name: array + 1 for name, array in setup.weights.items()}).of_nobody()
+    assert nobody.examples.num_rows == 0
+    assert all((nobody.weights[name] == array + 1).all() for name, array in setup.weights.items())
+
+
+def test_it_leaves_the_global_generators_as_they_were():
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    assert red(make_setup(), NOISE, SAMPLING) == set()
+    assert random.getstate() == states[0]
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert torch.equal(torch.get_rng_state(), states[2])
 
 
 # --- how it refuses, and what stays behind ---

@@ -52,6 +52,7 @@ def test_a_run_is_fedavg_and_leaves_everything(folder):
         "epsilon": 1.5,
         "delta": 1e-3,
         "epsilon_complete": True,
+        "epsilon_understated": False,
         "epsilon_outsider": 1.5,
         "epsilon_outsider_proven": False,
         "epsilon_outsider_reason": SEVERAL_STEPS,

@@ -6,11 +6,9 @@ import pytest
 from flwr.app import ConfigRecord, MetricRecord
 
 from common import messages
-from common.config import FederationConfig
 from common.errors import RefusalCode
+from common.evaluation import checkpoint_rounds
 from common.messages import Envelope
-from common.settings import parse
-from server.evaluation import checkpoint_rounds
 from server.evaluation_result import model_numbers, validation_block, validation_costs
 from tests.server.fake_federation import (
     HISTOGRAMS,
@@ -87,8 +85,7 @@ def with_scalars(**scalars):
     [(20, 3, (5, 10, 15)), (20, 1, (10,)), (5, 2, (1, 3)), (2, 3, (1,)), (1, 3, ()), (20, 0, ())],
 )
 def test_checkpoints_are_spread_evenly_before_the_end(rounds, checkpoints, expected):
-    values = {"federation": {"rounds": rounds}, "evaluation": {"checkpoints": checkpoints}}
-    assert checkpoint_rounds(parse(FederationConfig, values, source="test")) == expected
+    assert checkpoint_rounds(rounds, checkpoints) == expected
 
 
 def test_by_default_every_hospital_is_asked_once_about_the_final_model(folder):

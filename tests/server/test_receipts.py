@@ -4,8 +4,12 @@ import stat
 
 import pytest
 
+from client.ledger.ledger import Ledger
+from client.ledger.receipt import issue
+from client.ledger.receipt import issuer_of as client_issuer_of
 from common import messages
 from common.errors import RefusalCode
+from common.ledger_receipts import ID_BYTES, MAGIC, issuer_of
 from common.messages import Envelope
 from tests.server.fake_federation import (
     FakeGrid,
@@ -123,3 +127,50 @@ def test_a_full_disk_costs_no_round(folder, monkeypatch):
     run(make_config(folder), grid)
     assert outcomes(folder, 3)["a"] == ("aggregated", None)
     assert set(echoed(grid)[7]) == {b""}
+
+
+def sealed(ledger, number):
+    """A receipt as the ledger of this number would issue it, as far as anybody else can see."""
+    head = MAGIC + bytes([ledger]) * ID_BYTES
+    return head + bytes([number]) * (messages.LARGEST_RECEIPT - len(head))
+
+
+def receipts_by_round(*receipts):
+    def change(reply, request):
+        number = Envelope.from_record(request.content).key.round_number
+        return with_receipt(receipts[number - 1])(reply, request) if number else reply
+
+    return change
+
+
+def test_the_last_receipt_of_an_earlier_ledger_stays_beside(folder, caplog):
+    lost_after_two = receipts_by_round(sealed(1, 1), sealed(1, 2), sealed(2, 3))
+    there_and_back = receipts_by_round(sealed(3, 1), sealed(4, 2), sealed(3, 3))
+    steady = receipts_by_round(sealed(5, 1), sealed(5, 2), sealed(5, 3))
+    hospitals = three_hospitals(a=lost_after_two, b=there_and_back, c=steady)
+    run(make_config(folder), FakeGrid(hospitals))
+    kept = {path.name: path.read_bytes() for path in (folder / "receipts").iterdir()}
+    assert kept == {
+        "a.receipt": sealed(2, 3),
+        f"a.{'01' * 8}.receipt": sealed(1, 2),
+        "b.receipt": sealed(3, 3),
+        f"b.{'03' * 8}.receipt": sealed(3, 1),
+        f"b.{'04' * 8}.receipt": sealed(4, 2),
+        "c.receipt": sealed(5, 3),
+    }
+    told = [r.getMessage().split(" goes on with another ledger")[0] for r in caplog.records]
+    assert [name for name in told if name in "abc"] == ["b", "a", "b"]
+
+
+def test_a_hospital_cannot_fill_the_disk_with_ever_new_ledgers(folder):
+    new_each_time = receipts_by_round(*(sealed(number, number) for number in range(1, 41)))
+    config = make_config(folder, federation={"rounds": 40})
+    run(config, FakeGrid(three_hospitals(a=new_each_time)))
+    assert len(list((folder / "receipts").glob("a.*.receipt"))) == 16
+    assert (folder / "receipts" / "a.receipt").read_bytes() == sealed(40, 40)
+
+
+def test_the_head_is_the_one_that_hospitals_write(tmp_path):
+    issued = issue(Ledger.open(tmp_path / "ledger"))
+    assert issuer_of(issued) == client_issuer_of(issued) is not None
+    assert issuer_of(issued[:-1]) is issuer_of(b"x" * len(issued)) is None

@@ -37,6 +37,15 @@ def test_an_answered_round_is_one_line_with_its_cost(news):
     assert news.of(Work(last_type=messages.HELLO, last_round=4, last_ended=9e9)) == ""
 
 
+def test_an_answered_evaluation_is_told_with_its_cost_also_when_a_model_followed(news):
+    scored = {"last_ended": 9.0, "last_type": messages.HELLO, "last_evaluated": 8.0}
+    assert news.of(Work(**scored, evaluation_epsilon=0.99961)) == (
+        "counts about validation patients answered, epsilon 0.9996 for them by this run's evaluations so far"
+    )
+    assert news.of(Work(**scored, evaluation_epsilon=0.99961)) == ""
+    assert "no privacy is claimed" in news.of(Work(**{**scored, "last_evaluated": 9.5}))
+
+
 def test_a_refusal_is_told_once_in_its_three_lines(news, tmp_path, monkeypatch):
     write_entry(tmp_path / "hospital.log", BUDGET)
     told = news.of(trained(5, epsilon=None, refusal="budget-spent"))
