@@ -155,7 +155,7 @@ def _plain(value: object) -> object:
 def _described(record: messages.Record) -> dict[str, object]:
     """Bytes of a record, the names in it, and the lengths of lists among them."""
     lengths = {name: len(value) for name, value in record.items() if isinstance(value, list)}
-    return {"bytes": record.count_bytes(), "names": sorted(record)} | (
+    return {"bytes": messages.bytes_of_record(record), "names": sorted(record)} | (
         {"lengths": lengths} if lengths else {}
     )
 

@@ -54,7 +54,7 @@ def train_round(site: Site, request: Message, envelope: Envelope) -> Message:
             # 4. Agree under the hospital's policy; see that differential privacy is really on.
             privacy = _agreed(site, key, plan, images, approved_epsilon)
             if privacy is not None:
-                require_self_test(site, plan, privacy, images)
+                require_self_test(site, plan, privacy, images, weights=weights)
             # 5. Charge the ledger and wait for the disk.
             charge = _charged(site, key, plan, privacy, images, deadline=deadline)
             # 6. Train, form the difference, seal it.

@@ -207,7 +207,15 @@ def receipt_of(content: RecordDict) -> bytes:
 
 def content_bytes(content: RecordDict) -> int:
     """Bytes of a message's records, as they travel without Flower's own headers."""
-    return sum(record.count_bytes() for record in content.values())
+    return sum(bytes_of_record(record) for record in content.values())
+
+
+def bytes_of_record(record: Record) -> int:
+    """Bytes of a record: Flower's own count, which refuses a configuration with an empty text in it."""
+    if not isinstance(record, ConfigRecord):
+        return record.count_bytes()
+    full = {name: value for name, value in record.items() if value not in ("", b"")}
+    return ConfigRecord(full).count_bytes() + sum(len(name) for name in record if name not in full)
 
 
 def _record(content: RecordDict, name: str, kind: type[R]) -> R:

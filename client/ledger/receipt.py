@@ -20,16 +20,15 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from client.ledger.ledger import Ledger
 from client.ledger.records import Charge
+from common.ledger_receipts import ID_BYTES, MAGIC, issuer_of
 from common.messages import LARGEST_RECEIPT
 from common.privacy.accountant import Kinds, merge
 from common.privacy.plan import PrivacyEvent
 
 SIZE = LARGEST_RECEIPT
 """Bytes of every receipt, so that its length tells nothing; the largest that travels."""
-_MAGIC = b"HFLR\x02"
-_ID = 8
 _NONCE, _TAG = 12, 16
-_ROOM = SIZE - len(_MAGIC) - _ID - _NONCE - _TAG - 4
+_ROOM = SIZE - len(MAGIC) - ID_BYTES - _NONCE - _TAG - 4
 _RECENT_HEADS = 512
 """So many lost charges are told apart from the others exactly."""
 HEAD_DIGITS = 16
@@ -91,27 +90,20 @@ def issue(ledger: Ledger) -> bytes:
     body = _packed(receipt_of_charges(ledger.charges()))
     nonce = secrets.token_bytes(_NONCE)
     text = len(body).to_bytes(4, "big") + body + bytes(_ROOM - len(body))
-    clear = _MAGIC + ledger_id(ledger.site_key)
+    clear = MAGIC + ledger_id(ledger.site_key)
     return clear + nonce + AESGCM(_key(ledger.site_key)).encrypt(nonce, text, clear)
 
 
 def ledger_id(site_key: bytes) -> bytes:
     """8 public bytes that name the ledger with this key, and say nothing about the key."""
-    return derived_key(site_key, b"receipt folder")[:_ID]
-
-
-def issuer_of(content: bytes) -> bytes | None:
-    """Which ledger `content` says to come from, unauthenticated; None where it is no receipt at all."""
-    if len(content) != SIZE or not content.startswith(_MAGIC):
-        return None
-    return content[len(_MAGIC) :][:_ID]
+    return derived_key(site_key, b"receipt folder")[:ID_BYTES]
 
 
 def read(site_key: bytes, content: bytes) -> Receipt | None:
     """The receipt in `content`, None when it is not this ledger's own or was changed."""
     if issuer_of(content) != ledger_id(site_key):
         return None
-    clear = len(_MAGIC) + _ID
+    clear = len(MAGIC) + ID_BYTES
     start = clear + _NONCE
     try:
         text = AESGCM(_key(site_key)).decrypt(content[clear:start], content[start:], content[:clear])

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING
 from flwr.app import Message
 
 from client.ledger.ledger import Ledger
-from client.ledger.receipt import HEAD_DIGITS, Receipt, covered_heads, issue, issuer_of, ledger_id, read
+from client.ledger.receipt import HEAD_DIGITS, Receipt, covered_heads, issue, ledger_id, read
 from client.ledger.records import RECOVERY, Charge, Finding
 from common import messages
 from common.errors import LedgerError, WireError
 from common.files import write_bytes_atomically
+from common.ledger_receipts import issuer_of
 
 if TYPE_CHECKING:
     from client.site import Site

@@ -22,7 +22,6 @@ from client.ledger.receipt import (
     bound_of,
     events_of,
     issue,
-    issuer_of,
     ledger_id,
     read,
     receipt_of_charges,
@@ -34,6 +33,7 @@ from client.ledger_commands import ledger_app
 from client.site import _site
 from common import messages
 from common.errors import LedgerError, RefusalCode
+from common.ledger_receipts import issuer_of
 from common.messages import RoundKey
 from common.privacy.accountant import epsilon
 from common.privacy.plan import PrivacyEvent

@@ -133,3 +133,10 @@ def test_the_line_says_the_cost_and_which_counts(door, request_message, tmp_path
     assert update["sealed_sha256"] == sealed().sha256
     assert receipt["model_sha256"] == "e" * 64
     assert receipt["certificate_sha256"] == hashlib.sha256(CERTIFICATE.encode()).hexdigest()
+
+
+def test_empty_words_are_written_down_too(door, request_message, tmp_path):
+    nobody = Envelope(key=RoundKey(run_id="", attempt=0, round_number=0, model_hash=""))
+    door.refusal(request_message, nobody, RefusalCode.SCHEMA)
+    door.receipt(request_message, nobody, "", certificate="")
+    assert [line["bytes"] > 0 for line in noted(tmp_path)] == [True, True]

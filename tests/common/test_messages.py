@@ -167,3 +167,9 @@ def test_bytes_of_a_content_are_those_of_its_records():
 
 def test_a_round_key_prints_short():
     assert str(KEY) == "study-1/2/7/abababababababab"
+
+
+def test_an_empty_text_has_no_bytes_but_its_name():
+    """Flower's own count raises ValueError for one, which a peer could send."""
+    content = RecordDict({"receipt": ConfigRecord({"sha256": "abc", "certificate": ""})})
+    assert messages.content_bytes(content) == len("sha256") + len("abc") + len("certificate")

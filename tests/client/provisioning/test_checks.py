@@ -130,7 +130,7 @@ def test_everything_right_is_all_fine(north, authority, tmp_path):
     assert named["train images"].result == "8 (normal 4, opacity 4)"
     assert "noise multiplier 2" in named["policy"].result
     assert "private step of softmax on cpu" in named["dry step"].result
-    assert named["privacy self-test"].result == "5 checks of every private run pass"
+    assert named["privacy self-test"].result == "6 checks of every private run pass"
     assert named["proxy"].result == "none: straight out"
     assert not (tmp_path / "north/ledger").exists()  # looking makes no ledger
 
