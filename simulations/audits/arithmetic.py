@@ -162,7 +162,7 @@ class _UnreadableError(Exception):
 
 def _after_an_error(examples: Examples, side: int, *, fails_at: int) -> NDArray[np.float64]:
     """The update of a round after one of the same network broke off at chunk `fails_at`, a patient each."""
-    model, plan = blank_network(side), make_plan(steps=2)
+    model, plan = blank_network(side), make_plan(steps=2, max_rows_per_unit=1)  # one patient a chunk
     broken = _BreakingDecoder(image_size=side, channels=1, chunks=iter(range(fails_at - 1)))
     try:
         noisy_sums(model=model, examples=examples, plan=plan, preprocessing=broken, physical_batch_size=1)

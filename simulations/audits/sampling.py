@@ -40,13 +40,14 @@ Taken = NDArray[np.bool_]
 
 
 class _NotingTask(Classification):
-    """Targets are 2 * row + label; notes the rows of every step."""
+    """Targets are 2 * (row + 1) + label; notes the rows of every step. Target 0 only fills a chunk up."""
 
     entered: list[list[NDArray[np.int64]]]
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if outputs.requires_grad:  # the guard's probe does not
-            self.entered[-1].append((targets // 2).numpy().copy())
+            rows = (targets // 2).numpy() - 1
+            self.entered[-1].append(rows[rows >= 0])
         return super().losses(outputs, targets % 2)
 
 
@@ -74,7 +75,7 @@ def entered_rows(*, steps: int, rounds: int = 1, rate: float = RATE, physical_ba
     images = np.random.default_rng(0).integers(0, 256, (len(UNIT_OF_ROW), 1, SIDE, SIDE), dtype=np.uint8)
     examples = Examples(
         inputs={"image": images},
-        targets=2 * np.arange(len(UNIT_OF_ROW)) + UNIT_OF_ROW % 2,
+        targets=2 * np.arange(1, len(UNIT_OF_ROW) + 1) + UNIT_OF_ROW % 2,
         units=UNIT_OF_ROW,
         unit_ids=tuple(str(number) for number in range(UNITS)),
     )
