@@ -71,7 +71,7 @@ class ClassWeighted(Classification):
     """Trap T5: the divisor is the batch's, so one record of a rare class rescales everybody's gradient."""
 
     def losses(self, outputs, targets):
-        weights = torch.where(targets == 1, 50.0, 1.0)
+        weights = torch.where(targets == 1, 1000.0, 1.0)  # far above the rows that only fill a chunk
         return super().losses(outputs, targets) * weights * len(targets) / weights.sum()
 
 

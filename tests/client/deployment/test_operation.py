@@ -65,7 +65,12 @@ def test_a_round_is_trained_charged_and_answered_once(operation):
     _, hospital, node, grid = operation
     request = training_request(run_id="first")
     reply = ask(grid, node, request)
-    assert set(reply.content) == {messages.ENVELOPE, messages.ARRAYS, messages.METRICS}
+    assert set(reply.content) == {
+        messages.ENVELOPE,
+        messages.ARRAYS,
+        messages.METRICS,
+        messages.LEDGER_RECEIPT,
+    }
     again = ask(grid, node, request)
     assert [a.data for a in reply.content[messages.ARRAYS].values()] == [
         a.data for a in again.content[messages.ARRAYS].values()
