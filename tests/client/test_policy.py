@@ -249,6 +249,7 @@ def test_where_less_than_the_cap_is_left_the_budget_decides():
     assert epsilon([events(plan, 6)], delta=config.delta) < 2.0
 
 
+@pytest.mark.audit  # many compositions: 20 s
 def test_with_fixed_noise_the_cap_ends_the_run_and_not_the_budget():
     delta = 1 / (10 * N)
     cap = epsilon([of(6.0, 4)], delta=delta)

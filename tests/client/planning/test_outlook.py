@@ -92,6 +92,7 @@ def test_a_budget_of_exactly_three_rounds_affords_three(tmp_path):
 # --- what the ledger holds ---
 
 
+@pytest.mark.audit  # many compositions: 20 s
 def test_an_earlier_run_on_the_same_patients_lowers_what_is_left(tmp_path):
     toml, study = make_hospital(tmp_path / "north", mode="solve", epsilon=6.0), make_plan()
     enrol(toml, study)
