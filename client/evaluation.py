@@ -14,19 +14,19 @@ from flwr.app import Message
 from torch import nn
 
 from client.approval.approvals import await_release
-from client.batches import input_tensor, rows_per_chunk
 from client.device import reproducible_kernels, resolve_device
 from client.fault_points import reached
 from client.images.dataset import HospitalImages
 from client.ledger.receipts import issued, require_current
 from client.ledger.records import EVALUATION, Charge
 from client.limits import Behind, first_broken, limit_error, limits_of
-from client.out_of_memory import explained_memory
 from client.outbox import SealedAnswer
 from client.policy import TrainingRequest, require_allowed, require_patients
 from client.requests import checked_weights, deadline_of, require_time
-from client.row_places import place_matters
 from client.site import Site
+from client.training.batches import input_tensor, rows_per_chunk
+from client.training.out_of_memory import explained_memory
+from client.training.row_places import place_matters
 from common import messages
 from common.config import PublicPlan
 from common.errors import BudgetError, Refusal, RefusalCode

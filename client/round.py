@@ -15,14 +15,14 @@ from client.images.dataset import HospitalImages
 from client.ledger.receipts import issued, require_current
 from client.ledger.records import TRAINING, Charge
 from client.limits import Behind
-from client.out_of_memory import explained_memory
 from client.outbox import SealedAnswer
 from client.policy import TrainingRequest, agree, planned, require_allowed, require_patients
-from client.private_training import train_privately
 from client.requests import checked_weights, deadline_of, require_time
 from client.self_test.start import require_self_test
 from client.site import Site
-from client.training import TrainingResult, train
+from client.training.out_of_memory import explained_memory
+from client.training.plain import TrainingResult, train
+from client.training.private import train_privately
 from common import messages
 from common.config import PublicPlan
 from common.errors import Refusal, RefusalCode

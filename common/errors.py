@@ -7,7 +7,7 @@ FederationError                what was expected, what came, what to do (three l
 │   └── BatchNormError         layers that couple patients
 ├── WireError                  a message or file that breaks the wire contract
 │   └── SchemaError            another version of it (common.messages)
-├── TrainingStopped            the deadline passed between two steps (client.training)
+├── TrainingStopped            the deadline passed between two steps (client.training.plain)
 ├── EngineError                the simulation's engine cannot go on (simulations.engines.embedded)
 ├── Refusal                    a hospital's answer instead of an update
 ├── CheckpointError            a checkpoint that is missing, torn or altered

@@ -6,11 +6,11 @@ No patient is looked at.
 import numpy as np
 import torch
 
-from client.out_of_memory import explained_memory
-from client.private_training import train_privately
 from client.self_test.setup import Setup
 from client.self_test.start import Check as SelfTestCheck
 from client.self_test.start import run_checks
+from client.training.out_of_memory import explained_memory
+from client.training.private import train_privately
 from common.config import PublicPlan
 from common.examples import Examples
 from common.models.registry import build_model, initial_parameters, load_parameters

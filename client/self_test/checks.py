@@ -12,8 +12,6 @@ import numpy as np
 from scipy import stats
 from torch import nn
 
-from client import patient_optimizer, private_training
-from client.patient_optimizer import PatientDPOptimizer
 from client.self_test.setup import (
     PRODUCTION,
     Probe,
@@ -25,7 +23,10 @@ from client.self_test.setup import (
     seeded_alike,
     steps_tried,
 )
-from client.training import make_optimizer
+from client.training import patient_optimizer
+from client.training import private as private_training
+from client.training.patient_optimizer import PatientDPOptimizer
+from client.training.plain import make_optimizer
 from common.privacy.noise import NoiseGrid
 from common.privacy.randomness import Integers, SecureRandomness
 

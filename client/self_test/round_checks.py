@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client import private_training
-from client.batches import input_tensor, target_tensor
 from client.self_test.checks import ALPHA, p_of_variance
 from client.self_test.setup import Setup, Vector, few_units, flat, noted_gradients, steps_tried
-from client.training import decay_weights, learning_rate, make_optimizer
+from client.training import private as private_training
+from client.training.batches import input_tensor, target_tensor
+from client.training.plain import decay_weights, learning_rate, make_optimizer
 from common.config import PublicPlan
 from common.examples import Examples
 from common.models.registry import load_parameters, parameter_template, read_parameters

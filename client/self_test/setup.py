@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from client import private_training
-from client.batches import chunks_of_units, rows_per_chunk, sampled_rows
-from client.patient_optimizer import PatientDPOptimizer
-from client.training import make_optimizer
+from client.training import private as private_training
+from client.training.batches import chunks_of_units, rows_per_chunk, sampled_rows
+from client.training.patient_optimizer import PatientDPOptimizer
+from client.training.plain import make_optimizer
 from common.config import PublicPlan
 from common.errors import GuardError
 from common.examples import Examples

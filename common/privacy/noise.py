@@ -20,7 +20,7 @@ Noise beyond 8.3 sigma (probability 1e-16 a number) has holes again, beyond 9.1 
 What remains. Timing: ndtri takes another branch in the tails and is not constant-time, so the seconds of a
 step depend on its noise (summed over all parameters) and, far more, on how many patients entered it; clocks
 are not noised. Kernels: that a patient's float32 gradient, before clipping, keeps its bits whoever else
-enters is the caller's part (`client.private_training`).
+enters is the caller's part (`client.training.private`).
 
 Sources: Mironov 2012, On Significance of the Least Significant Bits for Differential Privacy; Jin et al.,
 Are We There Yet? Timing and Floating-Point Attacks on Differential Privacy Systems, arXiv 2112.05307.

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-import client.private_training
+import client.training.private
 from common.config import ModelSpec, TrainingConfig
 from common.examples import Examples
 from common.models import registry
@@ -176,7 +176,7 @@ def _after_an_error(examples: Examples, side: int, *, fails_at: int) -> NDArray[
 def _trained(spec: ModelSpec, start: Weights, examples: Examples, plan: PrivacyPlan) -> Weights:
     model = registry.build_model(spec)
     registry.load_parameters(model, dict(start))
-    result = client.private_training.train_privately(
+    result = client.training.private.train_privately(
         model=model,
         task=TASK,
         examples=examples,

@@ -1,8 +1,8 @@
 """Gradient inversion: one hospital with one patient sends the update of one step; is the film in it.
 
-The update comes out of `client.training.train` and `client.private_training.train_privately` as they are
-installed, for two models of the registry: `softmax`, whose first layer is linear, so that without privacy the
-film stands in the update exactly, and `cnn-small`, the default. What counts as recognised is decided by
+The update comes out of `client.training.plain.train` and `client.training.private.train_privately` as they
+are installed, for two models of the registry: `softmax`, whose first layer is linear, so that without privacy
+the film stands in the update exactly, and `cnn-small`, the default. What counts as recognised is decided by
 guesses that ignore the update: the mean of public films of the same scanner, or somebody else's film. The
 threshold is what only one in a hundred such guesses exceeds, over films that are not attacked. Attacked are
 the most unusual of a hundred films: there is most to learn about them, and a blurred chest is no success.
@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import client.private_training
-import client.training
+import client.training.plain
+import client.training.private
 from client.images.phantoms import CLASSES, hospital_phantoms
 from common.config import ModelSpec, TrainingConfig
 from common.examples import Examples
@@ -216,12 +216,12 @@ def outgoing_update(
     preprocessing = Preprocessing(image_size=spec.image_size, channels=spec.channels)
     device = torch.device("cpu")
     if private:
-        result = client.private_training.train_privately(
+        result = client.training.private.train_privately(
             model=model, task=task, examples=patient, preprocessing=preprocessing, plan=PLAN,
             training=TRAINING, round_number=1, num_rounds=1, randomness=SecureRandomness(), device=device,
         )  # fmt: skip
     else:
-        result = client.training.train(
+        result = client.training.plain.train(
             model=model, task=task, examples=patient, preprocessing=preprocessing, local_steps=1,
             training=TRAINING, round_number=1, num_rounds=1, randomness=SecureRandomness(), device=device,
         )  # fmt: skip

@@ -1,9 +1,9 @@
 """Membership inference: many models, each trained on a random half of the same patients; who was in which.
 
 Labels are tossed, so that a model can only learn them by heart: overfitted on purpose, the worst case. The
-same patients, labels, first weights and steps are used without privacy (`client.training.train`) and under it
-(`client.private_training.train_privately`). The first shows that the attack works; the second is judged by
-its claim. The attack and its bounds: `simulations.audits.likelihood_ratio`.
+same patients, labels, first weights and steps are used without privacy (`client.training.plain.train`) and
+under it (`client.training.private.train_privately`). The first shows that the attack works; the second is
+judged by its claim. The attack and its bounds: `simulations.audits.likelihood_ratio`.
 
 False alarms: without privacy all is fixed by the seed. Under privacy the bound on epsilon exceeds the claim
 with probability below 1e-6 by its theorem, and the limit of the true positive rate what the claim allows with
@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-import client.private_training
-import client.training
+import client.training.plain
+import client.training.private
 from client.images.phantoms import CLASSES, hospital_phantoms
 from common.config import ModelSpec, TrainingConfig
 from common.examples import Examples
@@ -156,13 +156,13 @@ def _confidence(setup: Setup, there: npt.NDArray[np.bool_], number: int, *, priv
     model = build_model(setup.spec)
     load_parameters(model, initial_parameters(setup.spec, seed=0))
     if private:
-        result = client.private_training.train_privately(
+        result = client.training.private.train_privately(
             model=model, task=task, examples=trained_on, preprocessing=preprocessing, plan=setup.plan,
             training=setup.training, round_number=1, num_rounds=1, randomness=SecureRandomness(),
             device=device,
         )  # fmt: skip
     else:
-        result = client.training.train(
+        result = client.training.plain.train(
             model=model, task=task, examples=trained_on, preprocessing=preprocessing,
             local_steps=setup.steps, training=setup.training, round_number=1, num_rounds=1,
             randomness=ReproducibleRandomness(number, "audit"), device=device,

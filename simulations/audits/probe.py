@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-import client.private_training
 import client.round
+import client.training.private
 from common.config import TrainingConfig
 from common.examples import Examples
 from common.models.registry import read_parameters
@@ -113,7 +113,7 @@ def noisy_sums(
     """
     size = examples.inputs["image"].shape[-1]
     before = _flat(read_parameters(model))
-    result = client.private_training.train_privately(
+    result = client.training.private.train_privately(
         model=model,
         task=task,
         examples=examples,

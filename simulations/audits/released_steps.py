@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import client.private_training
+import client.training.private
 
 Vector = NDArray[np.float64]
 
@@ -45,7 +45,7 @@ def watched_steps(*, keep: Callable[[Vector], Vector] = _everything) -> Iterator
     """Collect every step that runs inside; `keep` may cut the vectors down. Changes nothing of the steps."""
     steps: list[Step] = []
     # Looked up now: whatever add_noise the production path would run is the one that runs.
-    training: Any = client.private_training
+    training: Any = client.training.private
     optimiser = training.PatientDPOptimizer
     real = optimiser.add_noise
 

@@ -20,10 +20,10 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor, nn
 
-from client.batches import chunks_of_units, filled, rows_per_chunk
-from client.patient_optimizer import PatientDPOptimizer
-from client.private_training import accumulate_clipped_gradients, per_row_gradients
-from client.training import make_optimizer
+from client.training.batches import chunks_of_units, filled, rows_per_chunk
+from client.training.patient_optimizer import PatientDPOptimizer
+from client.training.plain import make_optimizer
+from client.training.private import accumulate_clipped_gradients, per_row_gradients
 from common.config import ModelSpec, TrainingConfig
 from common.models.registry import build_model, initial_parameters, load_parameters
 from common.privacy.plan import PrivacyPlan

@@ -2,7 +2,7 @@
 
 Each mutant is a function that patches production modules (never an audit) so that training, accounting or
 release really behaves as its docstring says. Where a guard of ours refuses the bug, the mutant takes the
-guard out first. Names of traps: T1 to T12, of Opacus and of loaders (`client/guard.py` lists them);
+guard out first. Names of traps: T1 to T12, of Opacus and of loaders (`client/training/guard.py` lists them);
 "amplification", claims of privacy that do not hold; "handling", how noise, budget and numbers are kept.
 """
 

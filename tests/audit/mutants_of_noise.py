@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-import client.patient_optimizer as optimiser
-import client.private_training as training
 import client.round
-from client.patient_optimizer import PatientDPOptimizer
+import client.training.patient_optimizer as optimiser
+import client.training.private as training
+from client.training.patient_optimizer import PatientDPOptimizer
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import ReproducibleRandomness, SecureRandomness
 from tests.audit.mutants import mutant

@@ -11,7 +11,7 @@ import client.round
 from client.ledger.ledger import Ledger
 from client.ledger.records import EVALUATION
 from client.outbox import Outbox
-from client.patient_optimizer import PatientDPOptimizer
+from client.training.patient_optimizer import PatientDPOptimizer
 from common import messages
 from common.evaluation import CountPlan
 from common.privacy import accountant

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-import client.private_training as training
+import client.training.private as training
 from tests.audit.mutants import mutant
 
 

@@ -6,9 +6,9 @@ import torch
 from opacus.grad_sample import GradSampleModule
 from torch import nn
 
-import client.patient_optimizer as optimiser
-import client.private_training as training
-from client.patient_optimizer import PatientDPOptimizer
+import client.training.patient_optimizer as optimiser
+import client.training.private as training
+from client.training.patient_optimizer import PatientDPOptimizer
 from common.models import convolutional
 from common.preprocessing import Preprocessing
 from common.tasks import Classification

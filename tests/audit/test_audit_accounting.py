@@ -3,8 +3,8 @@
 import pytest
 
 import client.evaluation
-import client.private_training
 import client.round
+import client.training.private
 from client.ledger.ledger import Ledger
 from common.privacy.plan import PrivacyEvent, PrivacyPlan
 from simulations.audits.accounting import audit_accounting, audit_charged_counts, recomputed_epsilon

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-import client.private_training
+import client.training.private
 from common.privacy.plan import PrivacyPlan
 from simulations.audits.canary import FULL_BATCH, SAMPLED, audit_canary
 from simulations.audits.finding import CLAIMED, CONFIDENCE, EMPIRICAL
@@ -87,7 +87,7 @@ def test_a_quarter_of_the_noise_shows_in_one_update(monkeypatch, found):
 
 
 def test_everybody_entering_every_step_exceeds_the_claim(monkeypatch, found):
-    monkeypatch.setattr(client.private_training, "poisson_sample", lambda n, rate, stream: np.arange(n))
+    monkeypatch.setattr(client.training.private, "poisson_sample", lambda n, rate, stream: np.arange(n))
     bound = audit_canary(SAMPLED, runs=3000).numbers[EMPIRICAL]
     found("95 % lower bound", bound)
     assert bound > 3
@@ -95,11 +95,11 @@ def test_everybody_entering_every_step_exceeds_the_claim(monkeypatch, found):
 
 def test_a_patient_counted_twice_exceeds_the_claim(monkeypatch, fails):
     """Trap T7: what is left of a batch enters the next release as well."""
-    real = client.private_training.accumulate_clipped_gradients
+    real = client.training.private.accumulate_clipped_gradients
 
     def twice(*arguments, inputs, **others):
         for _ in range(2):
             real(*arguments, inputs=inputs.clone(), **others)
 
-    monkeypatch.setattr(client.private_training, "accumulate_clipped_gradients", twice)
+    monkeypatch.setattr(client.training.private, "accumulate_clipped_gradients", twice)
     fails(audit_canary(FULL_BATCH, runs=1500), "More leaks")

@@ -7,8 +7,8 @@ four films, where 0.73 is recognised.
 
 import pytest
 
-import client.patient_optimizer
-import client.training
+import client.training.patient_optimizer
+import client.training.plain
 from common.privacy.randomness import SecureRandomness
 from simulations.audits.inversion import MARGIN, audit_inversion
 from tests.audit.switched_off import noiseless
@@ -39,7 +39,9 @@ def test_noise_that_is_switched_off_silently_gives_the_film_away(tmp_path, monke
 
 def test_gradients_that_nobody_clips_give_the_film_away(tmp_path, monkeypatch, found):
     monkeypatch.setattr(
-        client.patient_optimizer, "clip_factors", lambda norms, *, l2_clip_norm: norms.new_ones(norms.shape)
+        client.training.patient_optimizer,
+        "clip_factors",
+        lambda norms, *, l2_clip_norm: norms.new_ones(norms.shape),
     )
     finding = audit_inversion(folder=tmp_path)
     found("similarity", finding.numbers["similarity under privacy, best attack"])
@@ -47,12 +49,12 @@ def test_gradients_that_nobody_clips_give_the_film_away(tmp_path, monkeypatch, f
 
 
 def test_an_attack_that_finds_nothing_without_privacy_does_not_pass(tmp_path, monkeypatch):
-    real = client.training.train
+    real = client.training.plain.train
 
     def forgetful(*, model, local_steps, **others):
         return real(model=model, local_steps=local_steps, **others | {"examples": _blank(others["examples"])})
 
-    monkeypatch.setattr(client.training, "train", forgetful)
+    monkeypatch.setattr(client.training.plain, "train", forgetful)
     assert not audit_inversion(folder=tmp_path, quick=True).passed
 
 

@@ -5,9 +5,9 @@ there for (more of them in the mutation suite).
 import pytest
 import torch
 
-import client.patient_optimizer
-import client.private_training
-from client.patient_optimizer import PatientDPOptimizer
+import client.training.patient_optimizer
+import client.training.private
+from client.training.patient_optimizer import PatientDPOptimizer
 from common.models.names import model_names
 from common.tasks import Classification
 from simulations.audits.neighbours import (
@@ -51,19 +51,21 @@ def test_a_patient_moves_the_update_by_at_most_c(passes):
 @BOTH
 def test_the_audit_sees_gradients_that_are_not_clipped(monkeypatch, see):
     monkeypatch.setattr(
-        client.patient_optimizer, "clip_factors", lambda norms, *, l2_clip_norm: torch.ones_like(norms)
+        client.training.patient_optimizer,
+        "clip_factors",
+        lambda norms, *, l2_clip_norm: torch.ones_like(norms),
     )
     assert movement(see, "rare class", Case(model="cnn", clip=0.05, chunk=256)) > 1.5
 
 
 @BOTH
 def test_the_audit_sees_clipping_of_images_instead_of_patients(monkeypatch, see):
-    real = client.private_training.accumulate_clipped_gradients
+    real = client.training.private.accumulate_clipped_gradients
 
     def by_image(*arguments, segments, num_units, **others):
         real(*arguments, segments=torch.arange(len(segments)), num_units=len(segments), **others)
 
-    monkeypatch.setattr(client.private_training, "accumulate_clipped_gradients", by_image)
+    monkeypatch.setattr(client.training.private, "accumulate_clipped_gradients", by_image)
     assert movement(see, "rare class", Case(model="cnn", clip=0.05, chunk=256, rows_of_odd=4)) > 1.5
 
 
@@ -77,7 +79,7 @@ class ClassWeighted(Classification):
 
 @BOTH
 def test_the_audit_sees_a_loss_that_couples_patients(monkeypatch, see):
-    monkeypatch.setattr(client.private_training, "guard_losses", lambda task: None)
+    monkeypatch.setattr(client.training.private, "guard_losses", lambda task: None)
     # Not with a small clip, which undoes the scale of everybody's gradient alike.
     case = Case(model="cnn", clip=3.0, chunk=256, task=ClassWeighted(classes=TASK.classes))
     assert movement(see, "rare class", case) > 1.5
@@ -99,7 +101,7 @@ def test_the_audit_sees_what_a_step_leaves_to_the_next(monkeypatch, fails):
 
 def test_the_audit_sees_one_broken_record_in_the_sum(monkeypatch, fails):
     monkeypatch.setattr(
-        client.patient_optimizer,
+        client.training.patient_optimizer,
         "clip_factors",
         lambda norms, *, l2_clip_norm: (l2_clip_norm / norms).clamp(max=1),
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from client.patient_optimizer import PatientDPOptimizer
+from client.training.patient_optimizer import PatientDPOptimizer
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import ReproducibleRandomness, SecureRandomness
 from simulations.audits.noise import audit_noise, audit_noise_black_box

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-import client.private_training
+import client.training.private
 from simulations.audits.sampling import RATE, UNITS, audit_sampling, audit_sampling_black_box
 
 pytestmark = pytest.mark.audit
@@ -34,7 +34,7 @@ def test_updates_show_poisson_sampling(passes):
 
 
 def with_sampler(monkeypatch, sampler):
-    monkeypatch.setattr(client.private_training, "poisson_sample", sampler)
+    monkeypatch.setattr(client.training.private, "poisson_sample", sampler)
 
 
 @BOTH
@@ -76,14 +76,14 @@ def test_the_audit_sees_a_fixed_batch_size(monkeypatch, audit, fails):
 
 @BOTH
 def test_the_audit_sees_another_rate_than_the_plans(monkeypatch, audit, fails):
-    real = client.private_training.poisson_sample
+    real = client.training.private.poisson_sample
     with_sampler(monkeypatch, lambda n, rate, stream: real(n, min(1.0, 1.1 * rate), stream))
     fails(audit(), "rate")
 
 
 @BOTH
 def test_the_audit_sees_a_patient_who_is_drawn_more_often(monkeypatch, audit, fails):
-    real = client.private_training.poisson_sample
+    real = client.training.private.poisson_sample
 
     def favouring(n, rate, stream):
         units = real(n, rate, stream)
@@ -95,7 +95,7 @@ def test_the_audit_sees_a_patient_who_is_drawn_more_often(monkeypatch, audit, fa
 
 @BOTH
 def test_the_audit_sees_patients_who_enter_together(monkeypatch, audit, fails):
-    real = client.private_training.poisson_sample
+    real = client.training.private.poisson_sample
 
     def in_couples(n, rate, stream):
         if n < UNITS:
@@ -109,7 +109,7 @@ def test_the_audit_sees_patients_who_enter_together(monkeypatch, audit, fails):
 
 def test_the_audit_sees_an_empty_batch_that_is_filled_up(monkeypatch, fails):
     """Trap T9: {} and {x} then differ by up to 2 C."""
-    real = client.private_training.poisson_sample
+    real = client.training.private.poisson_sample
 
     def never_empty(n, rate, stream):
         units = real(n, rate, stream)

@@ -15,8 +15,6 @@ from scipy import stats
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
-from client import patient_optimizer, private_training
-from client.patient_optimizer import PatientDPOptimizer
 from client.self_test import checks as self_test_checks
 from client.self_test import round_checks as self_test_rounds
 from client.self_test import setup as self_test_setup
@@ -24,14 +22,17 @@ from client.self_test import start as self_test
 from client.self_test.checks import not_poisson
 from client.self_test.setup import Setup
 from client.self_test.start import CHECKS, Check, require_self_test, run_check, run_checks
+from client.training import patient_optimizer
+from client.training import private as private_training
+from client.training.patient_optimizer import PatientDPOptimizer
 from common.errors import Refusal, RefusalCode
 from common.models.names import MODELS
 from common.privacy.plan import PrivacyEvent, PrivacyPlan
 from common.privacy.randomness import ReproducibleRandomness, SecureRandomness
 from common.tasks import Classification
 from tests.audit.mutants import all_mutants
-from tests.client.dp_oracle import examples_of
 from tests.client.small_hospital import make_plan
+from tests.client.training.dp_oracle import examples_of
 
 CLIPPING, COUPLING, PLACES, NOISE, SAMPLING, RELEASE = CHECKS
 

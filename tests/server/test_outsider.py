@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from client.private_training import train_privately
+from client.training.private import train_privately
 from common.config import TrainingConfig
 from common.parameters import difference
 from common.preprocessing import Preprocessing
@@ -29,7 +29,7 @@ from server.outsider import (
 )
 from server.run_state import RunState
 from server.totals import HospitalTotals
-from tests.client.dp_oracle import TASK, examples_of, make_plan, small_network
+from tests.client.training.dp_oracle import TASK, examples_of, make_plan, small_network
 from tests.server.fake_federation import (
     FakeGrid,
     NumpyHospital,

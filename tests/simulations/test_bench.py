@@ -18,7 +18,7 @@ from simulations.bench_commands import mount
 from simulations.benchmarks.cases import ALL_CASES, StepCase, parse_cases
 from simulations.benchmarks.dp_step import DP, HOOKS, SGD, spread, steps_of
 from simulations.benchmarks.interleaving import interleave
-from tests.client.dp_oracle import relative_error
+from tests.client.training.dp_oracle import relative_error
 
 SCHEMA = {"dp_step", "noise", "wire", "server", "engine", "machine"}
 STEP = {

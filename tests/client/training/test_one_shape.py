@@ -8,20 +8,27 @@ import pytest
 import torch
 from torch import nn
 
-import client.private_training as training
-from client import row_places
-from client.batches import filled
+import client.training.private as training
 from client.evaluation import score_patients
-from client.patient_optimizer import squared_norms
-from client.private_training import accumulate_clipped_gradients, per_row_gradients, train_privately
-from client.row_places import place_matters
+from client.training import row_places
+from client.training.batches import filled
+from client.training.patient_optimizer import squared_norms
+from client.training.private import accumulate_clipped_gradients, per_row_gradients, train_privately
+from client.training.row_places import place_matters
 from common.config import ModelSpec, TrainingConfig
 from common.models.registry import build_model
 from common.preprocessing import Preprocessing
 from common.privacy.randomness import ReproducibleRandomness
 from simulations.audits.chosen_weights import FEW, MORE, SIZE, network_of_attacker, patients
 from simulations.audits.released_steps import watched_steps
-from tests.client.dp_oracle import TASK, make_dp_optimizer, make_plan, random_rows, small_network, summed
+from tests.client.training.dp_oracle import (
+    TASK,
+    make_dp_optimizer,
+    make_plan,
+    random_rows,
+    small_network,
+    summed,
+)
 
 ROWS = 64
 PREPROCESSING = Preprocessing(image_size=SIZE, channels=1)

@@ -3,16 +3,16 @@ import torch
 from opacus.grad_sample import GradSampleModule
 from torch import nn
 
-from client.guard import guard_losses, guard_model, guard_optimizer
-from client.patient_optimizer import PatientDPOptimizer
-from client.private_training import per_row_gradients
-from client.training import make_optimizer
+from client.training.guard import guard_losses, guard_model, guard_optimizer
+from client.training.patient_optimizer import PatientDPOptimizer
+from client.training.plain import make_optimizer
+from client.training.private import per_row_gradients
 from common.config import ModelSpec, TrainingConfig
 from common.errors import BatchNormError, GuardError
 from common.models.registry import build_model, model_names
 from common.privacy.randomness import SecureRandomness
 from common.tasks import Classification, make_task
-from tests.client.dp_oracle import (
+from tests.client.training.dp_oracle import (
     TASK,
     accumulate_all,
     clipped_sum,

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import SGD, Adam
 
-from client.patient_optimizer import PatientDPOptimizer
+from client.training.patient_optimizer import PatientDPOptimizer
 from common.errors import GuardError
 from common.models.private_layers import refuse_batch_norm
 from common.privacy.plan import PrivacyPlan
@@ -193,7 +193,7 @@ def guard_optimizer(optimizer: Any, model: Any, plan: PrivacyPlan) -> None:
     )
     for holds, what in checks:
         if not holds:
-            raise GuardError(what, why="the guarantee would not hold", fix="use client.private_training")
+            raise GuardError(what, why="the guarantee would not hold", fix="use client.training.private")
 
 
 _LEFTOVERS = ("summed_grad", "grad_sample")

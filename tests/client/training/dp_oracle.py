@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from client.batches import chunks_of_units
-from client.patient_optimizer import PatientDPOptimizer
-from client.private_training import accumulate_clipped_gradients, per_row_gradients
-from client.training import make_optimizer
+from client.training.batches import chunks_of_units
+from client.training.patient_optimizer import PatientDPOptimizer
+from client.training.plain import make_optimizer
+from client.training.private import accumulate_clipped_gradients, per_row_gradients
 from common.config import TrainingConfig
 from common.examples import Examples
 from common.privacy.noise import NoiseGrid, integer_noise

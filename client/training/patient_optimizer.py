@@ -4,7 +4,7 @@ Guarantee of one step: let S(D) be the sum over the sampled units (patients) of 
 to l2 norm C and rounded to the public grid of `common.privacy.noise`. The sum is exact, in whole numbers of
 the grid and in any order, so adding or removing one unit with all its rows changes S by at most C(1 + 2e-6)
 in l2 norm, whatever its images and the weights are, given that the float32 gradients of the other units keep
-their bits (`client.private_training` sees to that, and what is done to them here is the same for each unit
+their bits (`client.training.private` sees to that, and what is done to them here is the same for each unit
 whoever else is there); a unit whose gradient is not finite, or above 1e30, counts as zero. The
 step releases (S + noise) / (q n): Gaussian noise of our own stream in whole numbers of the grid, its standard
 deviation sigma C raised by what rounding may add, and one public divisor; division and rounding to float32

@@ -55,7 +55,7 @@ def _tried(model: nn.Module, input_shape: tuple[int, ...], rows: int, scored_for
 
 
 def _gradients(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    from client.private_training import per_row_gradients
+    from client.training.private import per_row_gradients
 
     inputs.requires_grad_()
     with per_row_gradients(model) as wrapped:

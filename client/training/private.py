@@ -6,9 +6,9 @@ multiplier sigma of the plan, for adding or removing one unit (patient). Nothing
 the patients, except the time it took. The caller charges `plan.event()` before.
 
 That a unit's clipped gradient has the same bits whoever else enters, whatever the weights, rests on chunks of
-one public shape (`client.batches`), computed by one number of threads, and on kernels that treat all places
-in a chunk alike. The latter is tried with random numbers (`client.row_places`); where it is not so, each unit
-gets a chunk of its own.
+one public shape (`client.training.batches`), computed by one number of threads, and on kernels that treat all
+places in a chunk alike. The latter is tried with random numbers (`client.training.row_places`); where it is
+not so, each unit gets a chunk of its own.
 """
 
 import time
@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleModule
 from torch import Tensor, nn
 
-from client.batches import chunks_of_units, input_tensor, rows_per_chunk, sampled_rows, target_tensor
-from client.guard import guard_losses, guard_model, guard_optimizer
-from client.patient_optimizer import PatientDPOptimizer
-from client.row_places import place_matters
-from client.training import (
+from client.training.batches import chunks_of_units, input_tensor, rows_per_chunk, sampled_rows, target_tensor
+from client.training.guard import guard_losses, guard_model, guard_optimizer
+from client.training.patient_optimizer import PatientDPOptimizer
+from client.training.plain import (
     TrainingResult,
     decay_weights,
     learning_rate,
@@ -33,6 +32,7 @@ from client.training import (
     never,
     stop_if_asked,
 )
+from client.training.row_places import place_matters
 from common.config import TrainingConfig
 from common.examples import Examples
 from common.models.registry import read_parameters

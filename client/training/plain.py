@@ -1,6 +1,6 @@
 """Training in a hospital without differential privacy, and what both kinds of training share.
 
-It must be asked for by name and no privacy may be claimed for its result. `client.private_training` is the
+It must be asked for by name and no privacy may be claimed for its result. `client.training.private` is the
 default.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from client.batches import input_tensor, minibatches, target_tensor
+from client.training.batches import input_tensor, minibatches, target_tensor
 from common.config import TrainingConfig
 from common.errors import FederationError, RefusalCode
 from common.examples import Examples

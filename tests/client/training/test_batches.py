@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from client.batches import (
+from client.training.batches import (
     CHUNK_BYTES,
     bytes_per_row,
     chunks_of_units,
@@ -17,7 +17,7 @@ from common.config import ModelSpec
 from common.models.registry import build_model
 from common.preprocessing import Preprocessing
 from common.privacy.randomness import ReproducibleRandomness
-from tests.client.dp_oracle import examples_of, small_network
+from tests.client.training.dp_oracle import examples_of, small_network
 
 
 def stream(step=0):

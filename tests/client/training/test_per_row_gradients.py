@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from client.guard import TRAINABLE_LAYERS, guard_model
+from client.training.guard import TRAINABLE_LAYERS, guard_model
 from common.config import ModelSpec
 from common.models.registry import build_model, model_names
-from tests.client.dp_oracle import (
+from tests.client.training.dp_oracle import (
     clipped_sum,
     oracle_clipped_sum,
     patient_gradient,

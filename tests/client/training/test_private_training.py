@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from client.private_training import train_privately
-from client.training import TrainingStopped
+from client.training.plain import TrainingStopped
+from client.training.private import train_privately
 from common.config import TrainingConfig
 from common.errors import BatchNormError, GuardError
 from common.models.registry import read_parameters
@@ -18,7 +18,7 @@ from common.preprocessing import Preprocessing
 from common.privacy.randomness import ReproducibleRandomness, SecureRandomness
 from common.privacy.sampling import poisson_sample
 from common.tasks import Classification
-from tests.client.dp_oracle import (
+from tests.client.training.dp_oracle import (
     TASK,
     examples_of,
     make_plan,
@@ -218,7 +218,7 @@ import sys, torch
 torch.set_num_threads(1)
 torch.manual_seed(int(sys.argv[1]))
 from common.parameters import parameters_sha256
-from tests.client.test_private_training import reproducible_result
+from tests.client.training.test_private_training import reproducible_result
 print(parameters_sha256(reproducible_result().parameters))
 """
 
@@ -230,7 +230,7 @@ def reproducible_result():
 
 
 def test_reproducible_training_has_the_same_bits_in_another_process():
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     found = [
         subprocess.run(
             [sys.executable, "-c", PROGRAM, seed],

@@ -6,18 +6,18 @@ import torch
 from scipy.stats import chi2
 from torch import nn
 
-from client.patient_optimizer import (
+from client.training.patient_optimizer import (
     PatientDPOptimizer,
     clip_factors,
     squared_norms,
     sum_on_grid,
     sum_rows_of_units,
 )
-from client.private_training import per_row_gradients
+from client.training.private import per_row_gradients
 from common.config import TrainingConfig
 from common.errors import GuardError
 from common.privacy.randomness import ReproducibleRandomness, SecureRandomness
-from tests.client.dp_oracle import (
+from tests.client.training.dp_oracle import (
     accumulate_all,
     clipped_sum,
     make_dp_optimizer,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from client.training import (
+from client.training.plain import (
     TrainingStopped,
     decay_weights,
     learning_rate,
@@ -18,7 +18,7 @@ from common.models.registry import read_parameters
 from common.parameters import parameters_sha256
 from common.preprocessing import Preprocessing
 from common.privacy.randomness import ReproducibleRandomness
-from tests.client.dp_oracle import TASK, examples_of, small_network
+from tests.client.training.dp_oracle import TASK, examples_of, small_network
 
 RANDOMNESS = ReproducibleRandomness(4, "here")
 

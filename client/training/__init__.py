@@ -1,0 +1,1 @@
+"""Training in a hospital: patient by patient under differential privacy, or plainly with its consent."""
