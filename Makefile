@@ -32,8 +32,8 @@ faults: $(READY) ## kill processes, corrupt files, cut runs short
 audit: $(READY) ## long privacy audits
 	$(BIN)/python -m pytest -q -m audit
 
-bench: $(READY) ## measure speed, interleaved with the alternatives
-	$(BIN)/flower-simulate bench
+bench: $(READY) ## measure speed beside the alternatives and rewrite docs/benchmarks.md: about half an hour on 2 idle cores
+	$(BIN)/flower-simulate bench --full --write docs/benchmarks.md
 
 lint: $(READY) ## style
 	$(BIN)/ruff check .

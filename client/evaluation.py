@@ -44,7 +44,8 @@ from common.messages import Envelope, RoundKey
 from common.models.registry import build_model, load_parameters
 from common.parameters import Parameters
 from common.preprocessing import Preprocessing
-from common.privacy.accountant import running_epsilon, solve_noise_multiplier
+from common.privacy.accountant import running_epsilon
+from common.privacy.calibration import solve_noise_multiplier
 from common.privacy.plan import PrivacyEvent
 from common.privacy.randomness import RandomnessSource, ReproducibleRandomness, SecureRandomness
 from common.tasks import Task, make_task

@@ -11,7 +11,8 @@ from client.budget_words import budget_error
 from client.ledger.records import Composition
 from common.errors import BudgetError, FederationError, Refusal, RefusalCode
 from common.hospital_config import HospitalConfig
-from common.privacy.accountant import affordable_steps, fits, running_epsilon, solve_noise_multiplier
+from common.privacy.accountant import fits, running_epsilon
+from common.privacy.calibration import affordable_steps, solve_noise_multiplier
 from common.privacy.plan import PrivacyEvent, PrivacyPlan
 
 Histories = Sequence[Sequence[PrivacyEvent]]

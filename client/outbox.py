@@ -17,7 +17,8 @@ from client.ledger.records import TRAINING
 from common.errors import LedgerError
 from common.files import write_bytes_atomically
 from common.messages import RoundKey
-from common.parameters import Parameters, parameters_sha256
+from common.parameters import parameters_sha256
+from common.quantisation import Arrays
 
 _KEPT_ROUNDS = 4
 
@@ -26,7 +27,8 @@ _KEPT_ROUNDS = 4
 class SealedAnswer:
     """What has passed the door: an update or noised counts, and the scalars that go with them."""
 
-    delta: Parameters
+    delta: Arrays
+    """As it travels: float32 by parameter, or whole numbers on the round's grid."""
     metrics: Mapping[str, float | int]
     counts: Mapping[str, list[float]] = field(default_factory=dict)
     """Noised counts about validation patients, in a fixed order; none with an update."""
@@ -94,7 +96,7 @@ def _scalars(answer: SealedAnswer) -> str:
     return json.dumps({"metrics": dict(answer.metrics), "counts": dict(answer.counts)}, sort_keys=True)
 
 
-def _digest(delta: Parameters, scalars: str) -> str:
+def _digest(delta: Arrays, scalars: str) -> str:
     return hashlib.sha256(f"{parameters_sha256(delta)}\n{scalars}".encode()).hexdigest()
 
 

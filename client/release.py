@@ -19,13 +19,29 @@ from flwr.app import Array, ConfigRecord, Message, MetricRecord, RecordDict
 from client.ledger.records import EVALUATION, TRAINING
 from client.outbox import SealedAnswer
 from common import messages
-from common.errors import PrivacyError, RefusalCode
+from common.errors import PrivacyError, Refusal, RefusalCode
 from common.files import append_line
 from common.messages import Envelope
-from common.parameters import to_record
+from common.parameters import Parameters, to_record
+from common.privacy.randomness import RandomnessSource
+from common.quantisation import Arrays, Grid, is_quantised, quantised
 
 HELLO_WHITE_LIST = frozenset({"name", "enrolled-patients", "schema-version", "version", "flwr"})
 """What a hospital says of itself: nothing here depends on which patients it has."""
+
+
+def encoded(
+    delta: Parameters, grid: tuple[Grid, int] | None, randomness: RandomnessSource, *, round_number: int
+) -> Arrays:
+    """The update as it will travel: rounded on the announced grid, with the announced weight; or as it is.
+
+    `delta` is what private training gave, after its noise; nothing here looks at anything else
+    (post-processing). It is sealed after this, so an answer that is sent again has the same bytes.
+    """
+    if grid is None:
+        return dict(delta)
+    stream = randomness.stream(purpose="rounding", round_number=round_number, step=0)
+    return quantised(delta, grid=grid[0], weight=grid[1], stream=stream)
 
 
 class Door:
@@ -43,6 +59,13 @@ class Door:
         `ledger_receipt` is encrypted for this hospital alone (`client.ledger.receipts`).
         """
         _require_listed(sealed.metrics)
+        if is_quantised(sealed.delta) != (envelope.encoding != messages.ENCODING_FLOAT32):
+            raise Refusal(
+                RefusalCode.CONFLICT,
+                f"round {envelope.key.round_number} was answered in another encoding than is asked for now",
+                why="a round has one answer, and it is sent again byte for byte",
+                fix="ask again as the first time, or let the server open a new attempt, which is charged",
+            )
         records: dict[str, messages.Record] = {
             messages.ARRAYS: to_record(sealed.delta),
             messages.METRICS: MetricRecord(dict(sealed.metrics)),

@@ -17,7 +17,8 @@ from client.ledger.records import TRAINING, Charge
 from client.limits import Behind
 from client.outbox import SealedAnswer
 from client.policy import TrainingRequest, agree, planned, require_allowed, require_patients
-from client.requests import checked_weights, deadline_of, require_time
+from client.release import encoded
+from client.requests import announced_grid, checked_weights, deadline_of, require_time
 from client.self_test.start import require_self_test
 from client.site import Site
 from client.training.out_of_memory import explained_memory
@@ -33,6 +34,7 @@ from common.parameters import Parameters, difference
 from common.preprocessing import Preprocessing
 from common.privacy.plan import PrivacyPlan, Unit
 from common.privacy.randomness import RandomnessSource, ReproducibleRandomness, SecureRandomness
+from common.quantisation import Arrays
 from common.tasks import make_task
 
 
@@ -50,6 +52,7 @@ def train_round(site: Site, request: Message, envelope: Envelope) -> Message:
             approved_epsilon = _approved_epsilon(site, key, plan)
             # 3. Check what arrived and what is here.
             weights = checked_weights(request, envelope, plan, deadline=deadline)
+            grid = announced_grid(request, envelope, plan)
             images = _checked_images(site, plan)
             # 4. Agree under the hospital's policy; see that differential privacy is really on.
             privacy = _agreed(site, key, plan, images, approved_epsilon)
@@ -57,10 +60,12 @@ def train_round(site: Site, request: Message, envelope: Envelope) -> Message:
                 require_self_test(site, plan, privacy, images, weights=weights)
             # 5. Charge the ledger and wait for the disk.
             charge = _charged(site, key, plan, privacy, images, deadline=deadline)
-            # 6. Train, form the difference, seal it.
+            # 6. Train, form the difference, round it on the round's grid, seal it.
             with reproducible_kernels(plan.federation.reproducible):
                 result = _trained(site, key, plan, privacy, images, weights, deadline=deadline)
-            sealed = _formed(site, plan, charge, result, weights)
+            delta = difference(result.parameters, weights)
+            rounded = encoded(delta, grid, _randomness(site, plan), round_number=key.round_number)
+            sealed = _formed(site, plan, charge, result, rounded)
             reached("trained")
             site.outbox.seal(key, sealed)
             reached("sealed-before-mark")
@@ -209,9 +214,7 @@ def _trained(
     load_parameters(model, weights)
     task = make_task(plan.data.task, plan.data.classes)
     preprocessing = Preprocessing(image_size=plan.data.image_size, channels=plan.data.channels)
-    randomness: RandomnessSource = SecureRandomness()
-    if plan.federation.reproducible:
-        randomness = ReproducibleRandomness(plan.federation.seed, site.name)
+    randomness = _randomness(site, plan)
     device = resolve_device(site.config.site.device)
     with explained_memory(physical_batch_size=plan.training.physical_batch_size, device=device):
         if privacy is not None:
@@ -243,8 +246,14 @@ def _trained(
         )
 
 
+def _randomness(site: Site, plan: PublicPlan) -> RandomnessSource:
+    if plan.federation.reproducible:
+        return ReproducibleRandomness(plan.federation.seed, site.name)
+    return SecureRandomness()
+
+
 def _formed(
-    site: Site, plan: PublicPlan, charge: Charge, result: TrainingResult, weights: Parameters
+    site: Site, plan: PublicPlan, charge: Charge, result: TrainingResult, delta: Arrays
 ) -> SealedAnswer:
     """The update and the scalars that go with it; every number but the clock is the plan's own."""
     metrics: dict[str, float | int] = {
@@ -259,7 +268,7 @@ def _formed(
             messages.EPSILON: charge.epsilon,
             messages.DELTA: charge.delta,
         }
-    return SealedAnswer(delta=difference(result.parameters, weights), metrics=metrics)
+    return SealedAnswer(delta=delta, metrics=metrics)
 
 
 def _asked(plan: PublicPlan, key: RoundKey, *, unit: Unit) -> TrainingRequest:

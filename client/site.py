@@ -97,8 +97,7 @@ def open_site(context: Context) -> Site:
     number = int(context.node_config["partition-id"])
     hospitals = str(context.run_config.get("runtime.hospitals", ""))
     if hospitals:
-        names = json.loads((Path(hospitals) / "roster.json").read_text())["hospitals"]
-        return _site(str(Path(hospitals) / names[number] / "hospital.toml"))
+        return _site(str(Path(hospitals) / _roster(hospitals)[number] / "hospital.toml"))
     return _site(str(_generated_hospital(number, context.run_id)))
 
 
@@ -109,6 +108,12 @@ def _recipient(enrolment: Path) -> str:
         return load(Enrolment, enrolment).address
     except (ConfigError, OSError):  # it is complained about where it is needed
         return "unknown"
+
+
+@lru_cache(maxsize=4)
+def _roster(hospitals: str) -> tuple[str, ...]:
+    """Names of a simulation's hospitals, read once: they stay as they are for the whole run."""
+    return tuple(json.loads((Path(hospitals) / "roster.json").read_text())["hospitals"])
 
 
 @lru_cache(maxsize=64)

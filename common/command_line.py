@@ -3,13 +3,13 @@
 Exit codes: 0 done, 1 failed, 2 a setting or the data cannot be used; commands add their own above.
 """
 
-import importlib.metadata
 import sys
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import typer.core
 
 from common.errors import ConfigError, DataError, FederationError, ModelError
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _WIDTH_IN_A_PIPE = 200
+# Help is plain text (`rich_markup_mode=None`): typer would load all of rich only to escape brackets in it.
+typer.core.HAS_RICH = False
 
 
 class OutputFormat(StrEnum):
@@ -49,6 +51,8 @@ def _common_options(
     ] = False,
 ) -> None:
     if version:
+        import importlib.metadata
+
         typer.echo(f"hospital-federation {importlib.metadata.version('hospital-federation')}")
         raise typer.Exit
 

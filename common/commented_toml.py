@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 import tomli_w
 from pydantic.fields import FieldInfo
 
-from common.settings import Section, to_nested
+from common.settings import Section, meaning, to_nested
 
 _WIDTH = 100
 
@@ -16,20 +16,21 @@ def to_commented_toml(config: Section, *, head: str, without: Container[str] = (
     """TOML text that `common.settings.load` reads back; keys in `without` (`section.key`) are left out."""
     lines = [_comment(head)]
     values = to_nested(config)
-    for name, section_field in type(config).model_fields.items():
+    for name in type(config).model_fields:
         section = getattr(config, name)
         table = name.replace("_", "-")
         lines.append(f"\n\n[{table}]")
-        lines.append(_comment(_first_paragraph(type(section).__doc__ or section_field.description or "")))
+        lines.append(_comment(_first_paragraph(type(section).__doc__ or meaning(type(config), name))))
         for key, field in type(section).model_fields.items():
             kebab = key.replace("_", "-")
             if f"{table}.{kebab}" not in without:
-                lines.append("\n" + _setting(kebab, values[table].get(kebab), field))
+                text = meaning(type(section), key)
+                lines.append("\n" + _setting(kebab, values[table].get(kebab), field, text))
     return "\n".join(lines) + "\n"
 
 
-def _setting(key: str, value: Any, field: FieldInfo) -> str:
-    remarks = [" ".join((field.description or "").split()), *_limits(field)]
+def _setting(key: str, value: Any, field: FieldInfo, text: str) -> str:
+    remarks = [" ".join(text.split()), *_limits(field)]
     comment = _comment(" ".join(filter(None, remarks)))
     return f"{comment}\n" + (f"# {key} =" if value is None else f"{key} = {_toml_value(value)}")
 

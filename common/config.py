@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from common.names import NAME
 from common.settings import Section
 
+MOST_HOSPITALS = 2**20
+"""The sum of so many updates in whole numbers is still exact (`common.quantisation`)."""
+
 
 class FederationSection(Section):
     """What kind of run this is."""
@@ -98,6 +101,13 @@ class EvaluationSection(Section):
     """Bins of the histogram of scores, per class: more are finer and noisier."""
 
 
+class WireSection(Section):
+    """How updates travel; changes nothing about privacy, because it comes after the noise."""
+
+    bits: Literal[8, 4, 32] = 8
+    """Bits for each number of an update: 8 or 4 on a public grid, or 32 for plain float32."""
+
+
 class ServerSection(Section):
     """How the server closes rounds and forms the next model."""
 
@@ -111,7 +121,7 @@ class ServerSection(Section):
     """Decay of the moving average of the global model; 0 switches it off."""
     final_model: Literal["last", "ema"] = "last"
     """Which model is the result. Never chosen by looking at patients."""
-    quorum: int = Field(default=1, ge=1)
+    quorum: int = Field(default=1, ge=1, le=MOST_HOSPITALS)
     """Updates that a round needs to count."""
     patience_s: float = Field(default=600.0, gt=0)
     """Seconds to wait for the quorum before the run ends as `quorum-lost`."""
@@ -143,7 +153,7 @@ class RuntimeSection(Section):
     """safetensors file of the initial weights; empty makes them from the seed."""
     hospitals: str = ""
     """Folder with one prepared hospital per sub-folder (simulations); empty outside."""
-    expected_hospitals: int = Field(default=0, ge=0)
+    expected_hospitals: int = Field(default=0, ge=0, le=MOST_HOSPITALS)
     """Hospitals to wait for before round 1; 0 means whoever is there at the quorum."""
     roster: str = ""
     """File of the enrolled hospitals, the only ones that are asked; empty (simulations) asks every node."""
@@ -160,6 +170,7 @@ class PublicPlan(Section):
     training: TrainingConfig = TrainingConfig()
     privacy: PrivacyKnobs = PrivacyKnobs()
     evaluation: EvaluationSection = EvaluationSection()
+    wire: WireSection = WireSection()
 
     @property
     def model_spec(self) -> "ModelSpec":
@@ -194,6 +205,7 @@ class FederationConfig(PublicPlan):
             training=self.training,
             privacy=self.privacy,
             evaluation=self.evaluation,
+            wire=self.wire,
         )
 
 

@@ -12,6 +12,8 @@ from common.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 """Folder that holds the packages, wherever they are installed."""
+PIECE_BYTES = 2 * 2**20
+"""Of a model on its way; whoever passes a piece on holds it several times. Flower's own are of 5 MiB."""
 
 
 def program(name: str) -> str:
@@ -37,6 +39,7 @@ def flower_environment(home: Path, **extra: str) -> dict[str, str]:
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(PIECE_BYTES),
         "NO_COLOR": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": os.pathsep.join(search),

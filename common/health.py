@@ -1,18 +1,18 @@
 """gRPC health on loopback (grpc.health.v1): what `status` and container probes ask.
 
-Service "" is the whole side; parts have names of their own.
+Service "" is the whole side; parts have names of their own. gRPC takes a tenth of a second to import: it is
+imported once a side is there to be asked.
 """
 
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
-
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from typing import TYPE_CHECKING, Any
 
 from common.errors import FederationError
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+if TYPE_CHECKING:
+    import grpc
 
 
 class Health(StrEnum):
@@ -25,24 +25,19 @@ class Health(StrEnum):
     UNREACHABLE = "unreachable"
 
 
-class _Checks(health.HealthServicer):  # type: ignore[misc]
-    """Check and no Watch: two who watch would hold both threads, and nobody else got an answer."""
-
-    def Watch(self, request: object, context: grpc.ServicerContext) -> None:  # noqa: N802
-        """Refuse at once."""
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask with Check")
-
-
 class HealthServer:
     """Answers the standard health protocol on 127.0.0.1; every service starts as not serving."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self._servicer = _Checks(experimental_non_blocking=False)
+        self._servicer = _checks()
         self._server: grpc.Server | None = None
 
     def start(self) -> None:
         """Begin to answer. Raises FederationError when the port is taken."""
+        import grpc
+        from grpc_health.v1 import health_pb2_grpc
+
         server = grpc.server(ThreadPoolExecutor(max_workers=2), options=[("grpc.so_reuseport", 0)])
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
         try:
@@ -62,7 +57,10 @@ class HealthServer:
 
     def set(self, service: str, *, serving: bool) -> None:
         """Say whether a service works."""
-        self._servicer.set(service, _SERVING if serving else _NOT_SERVING)
+        from grpc_health.v1.health_pb2 import HealthCheckResponse
+
+        state = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
+        self._servicer.set(service, state)
 
     def stop(self) -> None:
         """Stop answering; also before the start."""
@@ -73,6 +71,13 @@ class HealthServer:
 
 def ask_health(port: int, service: str = "", *, timeout_s: float = 2.0) -> Health:
     """Ask a side on this machine how it is; never raises."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=timeout_s).close()
+    except OSError:
+        return Health.UNREACHABLE
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
     with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
@@ -80,4 +85,18 @@ def ask_health(port: int, service: str = "", *, timeout_s: float = 2.0) -> Healt
             )
         except grpc.RpcError as error:
             return Health.UNKNOWN if error.code() is grpc.StatusCode.NOT_FOUND else Health.UNREACHABLE
-    return Health.SERVING if answer.status == _SERVING else Health.NOT_SERVING
+    is_serving = answer.status == health_pb2.HealthCheckResponse.SERVING
+    return Health.SERVING if is_serving else Health.NOT_SERVING
+
+
+def _checks() -> Any:
+    """Check and no Watch: two who watch would hold both threads, and nobody else got an answer."""
+    import grpc
+    from grpc_health.v1 import health
+
+    class Checks(health.HealthServicer):  # type: ignore[misc]
+        def Watch(self, request: object, context: grpc.ServicerContext) -> None:  # noqa: N802
+            """Refuse at once."""
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask with Check")
+
+    return Checks(experimental_non_blocking=False)

@@ -3,10 +3,12 @@
 | exchange | server sends | hospital answers |
 |---|---|---|
 | `query.hello` | envelope | envelope, `hospital`: name, enrolled patients, versions |
-| `train` | envelope, `arrays`: global weights, `request`: the public plan | envelope, `arrays`: weight delta, `metrics`: the white-listed scalars |
+| `train` | envelope, `arrays`: global weights, `request`: the public plan, `grid`: see below | envelope, `arrays`: weight delta, `metrics`: the white-listed scalars |
 | `evaluate` | envelope, `arrays`: weights, `request`: the public plan | envelope, `counts`: noisy counts, `metrics`: what they cost |
 | `query.closing` | envelope, `arrays`: final weights, `model`: model.json | envelope, `receipt`: hash of what was stored, release certificate |
 
+A delta travels as float32 or, where the envelope's encoding says so, in whole numbers on the announced `grid`
+(`common.quantisation`); weights always travel as float32.
 With `train` and `evaluate` the server echoes the hospital's newest `ledger-receipt`, and an answer brings the next
 one: bytes that only the hospital can read. Instead of an answer a hospital may send envelope + `refusal`: one
 enumerated code.
@@ -21,6 +23,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from common.config import PublicPlan
 from common.errors import ConfigError, RefusalCode, WireError
+from common.quantisation import LARGEST_WEIGHT, Grid
 from common.settings import from_flat, to_flat
 
 Record = ArrayRecord | ConfigRecord | MetricRecord
@@ -30,8 +33,10 @@ _LARGEST, _LONGEST_WORD = 1_000_000, 64
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 F = TypeVar("F", str, int, bool)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 ENCODING_FLOAT32 = "float32"
+ENCODINGS = {32: ENCODING_FLOAT32, 8: "int8-grid", 4: "int4-grid"}
+"""How an update travels, by bits for each number."""
 
 HELLO = "query.hello"
 TRAIN = "train"
@@ -40,7 +45,7 @@ CLOSING = "query.closing"
 
 ARRAYS, ENVELOPE, REQUEST, METRICS = "arrays", "envelope", "request", "metrics"
 HOSPITAL, MODEL, RECEIPT, REFUSAL = "hospital", "model", "receipt", "refusal"
-COUNTS, LEDGER_RECEIPT = "counts", "ledger-receipt"
+COUNTS, LEDGER_RECEIPT, GRID = "counts", "ledger-receipt", "grid"
 
 NUM_EXAMPLES = "num-examples"
 TRAINING_STARTED, TRAINING_ENDED = "training-started", "training-ended"
@@ -80,6 +85,7 @@ class Envelope:
     key: RoundKey
     task: str = "classification"
     encoding: str = ENCODING_FLOAT32
+    """One of ENCODINGS: how the update that is asked for travels."""
     masked: bool = False
     """Whether the arrays are masked for secure aggregation (not yet in use)."""
     schema_version: int = SCHEMA_VERSION
@@ -149,6 +155,28 @@ def plan_from_record(content: RecordDict) -> PublicPlan:
         raise WireError("the server's plan cannot be used", why=error.why) from None
     except (ValueError, RecursionError):  # text that looks like a list and is none
         raise WireError("the server's plan cannot be read") from None
+
+
+def grid_to_record(grid: Grid, *, weight: int) -> ConfigRecord:
+    """Encode the grid of a round and one hospital's weight."""
+    return ConfigRecord({"exponents": list(grid.exponents), "weight": weight})
+
+
+def grid_from_record(content: RecordDict, *, bits: int, parameters: int) -> tuple[Grid, int]:
+    """Read grid and weight of a request for an update of so many parameters.
+
+    Raises WireError where spacings or weight are missing, too many, or none that make sense.
+    """
+    record = _record(content, GRID, ConfigRecord)
+    exponents, weight = record.get("exponents"), record.get("weight")
+    if not isinstance(exponents, list) or [type(e) for e in exponents] != [int] * parameters:
+        raise WireError("the announced grid does not have one spacing for each parameter")
+    if type(weight) is not int or not 1 <= weight <= LARGEST_WEIGHT:
+        raise WireError("the announced weight is not a count of patients")
+    try:
+        return Grid(bits=bits, exponents=tuple(int(e) for e in exponents)), weight
+    except ValueError as error:
+        raise WireError("the announced grid has spacings that make no sense", why=str(error)[:200]) from None
 
 
 def answer(request: Message, envelope: Envelope, **records: Record) -> Message:

@@ -3,8 +3,13 @@
 TOML keys, flags and Flower's run config carry the same kebab-case names (`training.learning-rate`).
 """
 
+import ast
 import difflib
+import functools
+import inspect
+import itertools
 import json
+import textwrap
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,9 +38,34 @@ class Section(BaseModel):
         alias_generator=_kebab,
         validate_by_name=True,
         validate_by_alias=True,
-        use_attribute_docstrings=True,
         allow_inf_nan=False,
     )
+
+
+def meaning(kind: type[BaseModel], name: str) -> str:
+    """The text under a field of a section; read from the source when asked, since no start needs it."""
+    texts = (_texts_under_fields(base).get(name) for base in kind.__mro__ if issubclass(base, BaseModel))
+    return next((text for text in texts if text), "")
+
+
+@functools.cache
+def _texts_under_fields(kind: type[BaseModel]) -> dict[str, str]:
+    if kind.__module__.partition(".")[0] == "pydantic":
+        return {}
+    try:
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    except (OSError, TypeError, SyntaxError):  # installed without its source
+        return {}
+    lines = definition.body if isinstance(definition, ast.ClassDef) else []
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in itertools.pairwise(lines)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
 
 
 def parse(kind: type[S], values: Mapping[str, Any], *, source: str) -> S:
@@ -164,5 +194,5 @@ def _meaning(kind: type[BaseModel], location: list[str]) -> str:
         ):
             kind = field.annotation
             continue
-        return field.description or ""
+        return meaning(kind, part.replace("-", "_"))
     return ""

@@ -94,6 +94,7 @@ def _state_fields(state: RunState) -> dict[str, Any]:
         "plan": dict(state.plan),
         "hospitals": {name: asdict(totals) for name, totals in sorted(state.hospitals.items())},
         "wall_s": state.wall_s,
+        "grid": list(state.grid),
     }
 
 
@@ -109,6 +110,7 @@ def _state(fields: Mapping[str, Any], weights: Parameters, arrays: Parameters) -
         average=_part(arrays, "average"),
         hospitals={name: totals_from(totals) for name, totals in fields["hospitals"].items()},
         wall_s=fields["wall_s"],
+        grid=tuple(int(exponent) for exponent in fields.get("grid", ())),
     )
     if state.model_sha256 != fields["model_sha256"]:
         raise ValueError("model.safetensors is not the model of state.json")

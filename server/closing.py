@@ -3,8 +3,11 @@
 A receipt may bring the hospital's release certificate; one that holds is kept in the run folder.
 """
 
+import json
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
@@ -12,13 +15,16 @@ from common import messages
 from common.errors import ConfigError, WireError
 from common.files import write_bytes_atomically
 from common.messages import Envelope
-from common.parameters import parameters_sha256, to_record
+from common.parameters import into_record, parameters_sha256
 from common.statements import LARGEST_STATEMENT, RELEASE_CERTIFICATE, verify_statement
 from server.exchange import receive, send
 from server.federation import Federation
 from server.hospitals import Hospital
 from server.run_folder import CERTIFICATES, MODEL_CARD, MODEL_DESCRIPTION
 from server.run_state import RunState
+
+_MOST_NAMED = 100
+"""Hospitals of a run up to which each gets the entries of all others too."""
 
 log = logging.getLogger(__name__)
 
@@ -29,25 +35,24 @@ def hand_out_model(federation: Federation, state: RunState) -> dict[str, bool]:
     model = state.result(config)
     sha256 = parameters_sha256(model)
     envelope = federation.envelope(state, model_sha256=sha256)
-    arrays = to_record(model)
-    description = ConfigRecord(
-        {
-            "json": _text(folder.path / MODEL_DESCRIPTION),
-            "sha256": sha256,
-            "card": _text(folder.path / MODEL_CARD),
-        }
-    )
+    arrays = into_record(model)
+    description, card = _text(folder.path / MODEL_DESCRIPTION), _text(folder.path / MODEL_CARD)
     federation.roster.greet(federation.envelope(state))
     hospitals = federation.roster.connected()
     contents = {
         hospital.node_id: RecordDict(
-            {messages.ENVELOPE: envelope.to_record(), messages.ARRAYS: arrays, messages.MODEL: description}
+            {
+                messages.ENVELOPE: envelope.to_record(),
+                messages.ARRAYS: arrays,
+                messages.MODEL: ConfigRecord({"json": text, "sha256": sha256, "card": card}),
+            }
         )
-        for hospital in hospitals
+        for hospital, text in zip(hospitals, descriptions_for(hospitals, description), strict=True)
     }
     timeout_s = min(config.server.deadline_s, config.server.patience_s)
     sent = send(federation.grid, contents, message_type=messages.CLOSING, group="closing", ttl_s=timeout_s)
     by_message = {sent[h.node_id].message_id: h for h in hospitals if h.node_id in sent}
+    del arrays, contents
     received = {hospital.name: False for hospital in hospitals}
     for reply in receive(
         federation.grid, by_message, timeout_s=timeout_s, stop=lambda: folder.stop_requested
@@ -59,6 +64,19 @@ def hand_out_model(federation: Federation, state: RunState) -> dict[str, bool]:
     for name in sorted(name for name, confirmed in received.items() if not confirmed):
         log.warning("%s did not confirm the final model; `flower-server export` gives it the file", name)
     return received
+
+
+def descriptions_for(hospitals: Sequence[Hospital], description: str) -> Iterator[str]:
+    """The description that each hospital gets: in a large run without the other hospitals' costs."""
+    if len(hospitals) <= _MOST_NAMED or not description:
+        yield from [description] * len(hospitals)
+        return
+    content: dict[str, Any] = json.loads(description)
+    costs = content["privacy"].get("hospitals", {})
+    for hospital in hospitals:
+        own = {name: costs[name] for name in (hospital.name,) if name in costs}
+        privacy = content["privacy"] | ({"hospitals": own} if costs else {})
+        yield json.dumps(content | {"privacy": privacy}, indent=2)
 
 
 def _is_receipt(reply: Message, envelope: Envelope, node_id: int, sha256: str) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from common import messages
 from common.errors import RefusalCode
 from common.messages import Envelope, content_bytes
-from common.parameters import l2_norm, record_bytes, template_of, to_record
+from common.parameters import into_record, l2_norm, record_bytes, template_of
 from server.exchange import Sent, receive, send
 from server.exposure import Unheard, believable_cost, still_due, totals_with
 from server.federation import Federation
@@ -22,6 +22,7 @@ from server.spent import write_spent
 from server.spool import Spool
 from server.totals import HospitalTotals, OpenQuestion, short_key
 from server.update_checks import Outcome, Question, Rejection, judge_reply
+from server.update_grid import grid_of
 
 _LONGEST_RETRY_PAUSE_S = 5.0
 LONGEST_APPROVAL_PAUSE_S = 60.0
@@ -84,12 +85,17 @@ def collect_updates(federation: Federation, state: RunState) -> tuple[Collection
     """
     settings, folder = federation.config.server, federation.folder
     collection = Collection(
-        participations={}, spool=Spool(folder.spool), first_sent=time.time(), totals=dict(state.hospitals)
+        participations={},
+        spool=Spool(folder.spool, template_of(state.weights)),
+        first_sent=time.time(),
+        totals=dict(state.hospitals),
     )
-    envelope = federation.envelope(state, round_number=state.round_number + 1)
+    greeting = federation.envelope(state, round_number=state.round_number + 1)
+    grid = grid_of(federation.config.public_plan, state.grid)
+    envelope = replace(greeting, encoding=messages.ENCODINGS[grid.bits if grid else 32])
     give_up_at: float | None = None
     while True:
-        federation.roster.greet(envelope)
+        federation.roster.greet(greeting)
         asked = [h for h in federation.roster.present() if _is_due(h, collection, settings.patience_s)]
         _ask(federation, state, envelope, asked, collection)
         unanswered = [p for p in collection.participations.values() if p.received is None]
@@ -135,8 +141,7 @@ def _ask(
     if not hospitals:
         return
     deadline_s = federation.config.server.deadline_s
-    arrays = to_record(state.weights)
-    contents = {h.node_id: _request(federation, envelope, arrays, hospital=h.name) for h in hospitals}
+    arrays = into_record(state.weights)
     group = str(envelope.key.round_number)
     question = Question(
         envelope=envelope,
@@ -145,22 +150,27 @@ def _ask(
         weights_norm=l2_norm(state.weights),
         norm_factor=federation.config.server.update_norm_factor,
         maximum_noise_multiplier=federation.config.server.maximum_noise_multiplier,
+        grid=grid_of(federation.config.public_plan, state.grid),
     )
+    contents = {h.node_id: _request(federation, question, arrays, h) for h in hospitals}
     unheard = _open_questions(federation, collection, question, hospitals)
     sent = send(federation.grid, contents, message_type=messages.TRAIN, group=group, ttl_s=deadline_s)
     for hospital in hospitals:
         _note_sent(federation, collection, unheard[hospital.name], sent.get(hospital.node_id))
     by_message = {sent[h.node_id].message_id: h for h in hospitals if h.node_id in sent}
+    reply_bytes = record_bytes(arrays)
+    del arrays, contents
     for reply in receive(
         federation.grid,
         by_message,
         timeout_s=deadline_s,
-        reply_bytes=record_bytes(arrays),
+        reply_bytes=reply_bytes,
         stop=lambda: federation.folder.stop_requested,
     ):
         hospital = by_message[reply.metadata.reply_to_message_id]
         _take(federation, reply, unheard[hospital.name], collection)
-    take_late_replies(federation, collection.totals, reply_bytes=record_bytes(arrays))
+        del reply  # before the next one is fetched
+    take_late_replies(federation, collection.totals, reply_bytes=reply_bytes)
     write_spent(federation.folder.spent, run_id=state.run_id, hospitals=collection.totals)
 
 
@@ -173,6 +183,7 @@ def take_late_replies(
         asked = unheard.pop(reply.metadata.reply_to_message_id)
         keep_receipt_of(federation, reply, asked.question, asked.hospital)
         totals[asked.hospital.name] = totals_with(totals[asked.hospital.name], reply, asked)
+        del reply
     due = still_due(unheard.items(), grace_s=federation.config.server.deadline_s)
     unheard.clear()
     unheard.update(due)
@@ -192,16 +203,19 @@ def _open_questions(
     return {h.name: Unheard(hospital=h, question=question, entry=entry) for h in hospitals}
 
 
-def _request(federation: Federation, envelope: Envelope, arrays: ArrayRecord, *, hospital: str) -> RecordDict:
+def _request(
+    federation: Federation, question: Question, arrays: ArrayRecord, hospital: Hospital
+) -> RecordDict:
     """The round, and back to each hospital the receipt of its ledger that it sent last."""
-    return RecordDict(
-        {
-            messages.ENVELOPE: envelope.to_record(),
-            messages.ARRAYS: arrays,
-            messages.REQUEST: messages.plan_to_record(federation.config.public_plan),
-            **messages.receipt_record(newest_receipt(federation, hospital)),
-        }
-    )
+    content: dict[str, messages.Record] = {
+        messages.ENVELOPE: question.envelope.to_record(),
+        messages.ARRAYS: arrays,
+        messages.REQUEST: messages.plan_to_record(question.plan),
+        **messages.receipt_record(newest_receipt(federation, hospital.name)),
+    }
+    if question.grid is not None:
+        content[messages.GRID] = messages.grid_to_record(question.grid, weight=hospital.enrolled_patients)
+    return RecordDict(content)
 
 
 def _note_sent(federation: Federation, collection: Collection, asked: Unheard, sent: Sent | None) -> None:

@@ -18,7 +18,7 @@ from common.errors import RefusalCode
 from common.evaluation import checkpoint_rounds
 from common.files import append_line
 from common.messages import Envelope
-from common.parameters import Parameters, parameters_sha256, template_of, to_record
+from common.parameters import Parameters, into_record, parameters_sha256, template_of
 from server.collection import Status, approval_pause
 from server.evaluation_checks import CountedAnswer, judge_counts
 from server.evaluation_result import COUNTED, EVALUATIONS, NOT_SENT, counted_hospitals, evaluations_in
@@ -149,7 +149,7 @@ def _answers(
     pause_s = approval_pause(patience_s) if final else patience_s
     give_up_at = time.monotonic() + patience_s
     asked = {hospital.name: _Asked(hospital=hospital) for hospital in hospitals}
-    arrays = to_record(model)
+    arrays = into_record(model)
     pending = _send(federation, question, arrays, list(asked.values()), ttl_s=patience_s)
     while True:
         again_at = min(time.monotonic() + pause_s, give_up_at)

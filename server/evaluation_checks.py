@@ -1,6 +1,5 @@
 """What the server believes of an answer with counts: nothing, until every check here has passed."""
 
-import logging
 import math
 from dataclasses import dataclass
 
@@ -12,16 +11,7 @@ from common.evaluation import KINDS, ROUNDING_VARIANCE, CountPlan
 from common.privacy.accountant import running_epsilon
 from common.privacy.plan import PrivacyEvent
 from server.hospitals import Hospital
-from server.update_checks import (
-    Defect,
-    InvalidUpdateError,
-    Outcome,
-    Question,
-    Rejection,
-    check_sender_and_key,
-)
-
-log = logging.getLogger(__name__)
+from server.update_checks import Defect, InvalidUpdateError, Question, Rejection, judged
 
 _RECORDS = {messages.ENVELOPE, messages.COUNTS, messages.METRICS}
 _SCALARS = {messages.NUM_EXAMPLES, messages.NOISE_MULTIPLIER, messages.EPSILON, messages.DELTA}
@@ -51,18 +41,7 @@ class CountedAnswer:
 
 def judge_counts(reply: Message, question: Question, hospital: Hospital) -> CountedAnswer | Rejection:
     """Check everything about an answer of `hospital`. Never raises: one bad answer must not end a run."""
-    if reply.has_error():
-        return Rejection(outcome=Outcome.FAILED, code=f"flower-{int(reply.error.code)}")
-    try:
-        check_sender_and_key(reply, question, hospital)
-        if (refusal := messages.refusal_code(reply.content)) is not None:
-            return Rejection(outcome=Outcome.REFUSED, code=refusal.value)
-        return _checked(reply, question, hospital)
-    except InvalidUpdateError as error:
-        return Rejection(outcome=Outcome.INVALID, code=error.defect.value)
-    except Exception as error:  # whatever a stranger's content breaks is its own defect
-        log.warning("an answer with counts could not be read (%s)", type(error).__name__)
-        return Rejection(outcome=Outcome.INVALID, code=Defect.UNREADABLE.value)
+    return judged(reply, question, hospital, _checked)
 
 
 def _checked(reply: Message, question: Question, hospital: Hospital) -> CountedAnswer:

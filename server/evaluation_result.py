@@ -77,6 +77,7 @@ def model_numbers(folder: Path, *, model_sha256: str | None = None) -> dict[str,
 
 def _scores(line: Line) -> dict[str, Any]:
     released, counted = _released(line), counted_hospitals(line)
+    known = set(counted)
     epsilons = [line["hospitals"][name]["epsilon"] for name in counted]
     deltas = [line["hospitals"][name]["delta"] for name in counted]
     return {
@@ -86,7 +87,7 @@ def _scores(line: Line) -> dict[str, Any]:
         "left_out": {
             name: one["code"] or one["outcome"]
             for name, one in line["hospitals"].items()
-            if name not in counted
+            if name not in known
         },
         **metrics_of(released),
         "noise": noise_of_metrics(released),

@@ -53,22 +53,28 @@ def receive(
 ) -> Iterator[Message]:
     """Yield the first reply to each message as it comes, until all came, time is over or `stop()`.
 
-    Replies of about `reply_bytes` are fetched a few at a time, so that memory does not grow with hospitals.
+    Replies of about `reply_bytes` are fetched a few at a time, so that memory does not grow with hospitals;
+    whoever takes one lets go of it (`del`) before asking for the next.
     A second reply to one message and replies to others are dropped.
     """
     pending = list(dict.fromkeys(message_ids))
+    unanswered = set(pending)
     give_up_at = time.monotonic() + timeout_s
     pause = SHORTEST_PAUSE_S
     at_once = max(1, _BYTES_AT_ONCE // max(1, reply_bytes))
     while pending and not stop():
-        arrived = set()
+        before = len(unanswered)
         for start in range(0, len(pending), at_once):
-            for reply in grid.pull_messages(pending[start : start + at_once]):
-                request_id = reply.metadata.reply_to_message_id
-                if request_id in pending and request_id not in arrived:
-                    arrived.add(request_id)
-                    yield reply
-        pending = [message_id for message_id in pending if message_id not in arrived]
+            replies = list(grid.pull_messages(pending[start : start + at_once]))
+            while replies:
+                request_id = replies[0].metadata.reply_to_message_id
+                if request_id in unanswered:
+                    unanswered.discard(request_id)
+                    yield replies.pop(0)  # nothing here refers to it while the next ones are fetched
+                else:
+                    replies.pop(0)
+        arrived = len(unanswered) < before
+        pending = [message_id for message_id in pending if message_id in unanswered]
         time_left = give_up_at - time.monotonic()
         if not pending or time_left <= 0:
             return

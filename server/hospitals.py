@@ -99,6 +99,7 @@ class Roster:
         self._admission = admission
         self._enrolled = dict(enrolled or {})
         self._by_node: dict[int, Hospital] = {}
+        self._node_of: dict[str, int] = {}
         self._greeted: dict[str, tuple[int, float]] = {}
         self._ask_again_at: dict[int, float] = {}
         self._left: dict[str, RefusalCode] = {}
@@ -177,6 +178,7 @@ class Roster:
             return
         self._ask_again_at.pop(node_id, None)
         self._by_node[node_id] = hospital
+        self._node_of[hospital.name] = node_id
         log.info("hospital %s is here with %d enrolled", hospital.name, hospital.enrolled_patients)
 
     def _admit(self, reply: Message, node_id: int) -> Hospital:
@@ -192,14 +194,13 @@ class Roster:
         return replace(hospital, enrolled_patients=bound, own_count=count)
 
     def _enrol(self, hospital: Hospital) -> Hospital:
-        connected = set(self._grid.get_node_ids())
-        holders = [node for node, known in self._by_node.items() if known.name == hospital.name]
-        if any(node in connected for node in holders):
+        holder = self._node_of.get(hospital.name)
+        if holder is not None and holder in self._grid.get_node_ids():
             raise WireError("its name is that of a hospital that is connected")
         if self._enrolled.setdefault(hospital.name, hospital.enrolled_patients) != hospital.enrolled_patients:
             raise WireError("its enrolled count differs from the one it gave before in this run")
-        for node in holders:  # the same hospital, back as a new node
-            del self._by_node[node]
+        if holder is not None:  # the same hospital, back as a new node
+            del self._by_node[holder]
         return hospital
 
 

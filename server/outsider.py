@@ -25,10 +25,21 @@ in no mean. The hospital's own epsilon counts them all. Who took part in a round
 the patients, as everywhere: an honest update, of a hospital with no more patients than it has enrolled, is
 refused for its norm with probability below 1e-12 (`server.update_checks.update_norm_bound`).
 
+Updates in whole numbers (`common.quantisation`). In units of the spacing, a number of hospital j leaves as
+R_j = floor(X_j + U_j), X_j = x_j + N(0, t_j^2), U_j uniform; nothing is cut off. The law of R_j is the
+density of N(x_j, t_j^2) plus a triangle on (-1, 1), read at the whole numbers. The density of the sum over j
+of all these, read at the whole numbers, is the law of round(X_1 + ... + X_K + V) with V independent: the
+Gaussian sum above, post-processed. The law of R_1 + ... + R_K differs from it only by aliases, products of
+spectra that are a whole frequency apart: at most about exp(-2 pi^2 t_k^2 t^2 / (t_k^2 + t^2)), t^2 summed
+over the others (Poisson summation). Where the spacing is at most `update_grid.FINE` = 0.4 of each standard
+deviation, all t are 2.5 or more and that is 2e-27: nothing, also over all parameters and rounds. A hospital
+with less noise helps nobody and is helped by nobody in that round. The spacings of such runs follow from
+plan and stated noise alone, never from updates.
+
 Assumed: no hospital colludes with the outsider, every stated noise multiplier is true, all noise is drawn
-independently, and its rounding does not matter (each hospital's noise lies on a grid of its own, and each
-update is rounded to float32, before the mean is formed). The aggregation rule is the weighted mean, the only
-one there is. Where anything else holds, the second epsilon is the first, and the reason is said.
+independently, and its finer rounding does not matter (each hospital's noise lies on a grid of its own, and
+each update is rounded to float32, before the mean is formed). The aggregation rule is the weighted mean, the
+only one there is. Where anything else holds, the second epsilon is the first, and the reason is said.
 """
 
 import math
@@ -42,6 +53,7 @@ from common.privacy.accountant import running_epsilon
 from common.privacy.plan import PrivacyEvent
 from server.run_state import RunState
 from server.totals import HospitalTotals
+from server.update_grid import FINE, noise_in_update
 
 PROVEN = (
     "one local SGD step per round: the model holds only weighted sums of the hospitals' updates, and all "
@@ -50,6 +62,7 @@ PROVEN = (
 SEVERAL_STEPS = "the same: with several local steps per round an update is no plain noisy sum"
 NOT_SGD = "the same: this local optimiser does not keep sums of noise Gaussian"
 ALONE = "the same: no other hospital's noise was in its averages"
+ROUNDED = "the same: updates were rounded too coarsely for their noise to be known to add up"
 INCOMPLETE_RECORD = "the same: the record of the aggregated rounds is incomplete"
 NO_COST_STATED = "the same: the hospital has stated no cost"
 
@@ -68,6 +81,8 @@ class Contribution:
     divided_by: float
     """The count that the hospital divides its noisy sum by (times the sampling rate)."""
     noise_multiplier: float
+    adds_up: bool = True
+    """Whether it was rounded finely enough, compared with its noise, for the others' noise to add to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +102,12 @@ def effective_noise_multipliers(contributions: Sequence[Contribution]) -> dict[s
     Rounded down to six digits, never below the hospital's own. Example: two hospitals of any size that divide
     by their weights, noise multipliers 3 and 4, both have 5.
     """
-    stds = {c.hospital: c.weight / c.divided_by * c.noise_multiplier for c in contributions}
-    together = math.hypot(*stds.values())
+    stds = [c.weight / c.divided_by * c.noise_multiplier for c in contributions if c.adds_up]
+    together = math.hypot(*stds)
     return {
         c.hospital: max(c.noise_multiplier, _rounded_down(together * c.divided_by / c.weight))
+        if c.adds_up
+        else c.noise_multiplier
         for c in contributions
     }
 
@@ -122,16 +139,24 @@ def outsider_costs(
     if not config.claims_privacy:
         return {}
     same = same_because(config)
-    rounds = None if same else aggregated_rounds(lines, state)
+    rounds = None if same else aggregated_rounds(config, lines, state)
     if rounds is None:
         reason = same or INCOMPLETE_RECORD
         return {name: _same(totals, reason) for name, totals in state.hospitals.items()}
     events = outsider_events(rounds, sampling_rate=config.privacy.sampling_rate)
     in_company = {c.hospital for contributions in rounds if len(contributions) > 1 for c in contributions}
+    helped = {
+        c.hospital for contributions in rounds if _add_up(contributions) for c in contributions if c.adds_up
+    }
+    reasons = {name: ROUNDED if name in in_company else ALONE for name in events if name not in helped}
     return {
-        name: _cost(totals, events.get(name, []), is_alone=name in events and name not in in_company)
+        name: _cost(totals, events.get(name, []), unhelped=reasons.get(name))
         for name, totals in state.hospitals.items()
     }
+
+
+def _add_up(contributions: Sequence[Contribution]) -> bool:
+    return sum(c.adds_up for c in contributions) > 1
 
 
 def same_because(config: FederationConfig) -> str | None:
@@ -141,21 +166,25 @@ def same_because(config: FederationConfig) -> str | None:
     return None if config.training.optimizer == "sgd" else NOT_SGD
 
 
-def aggregated_rounds(lines: Sequence[Mapping[str, Any]], state: RunState) -> list[list[Contribution]] | None:
+def aggregated_rounds(
+    config: FederationConfig, lines: Sequence[Mapping[str, Any]], state: RunState
+) -> list[list[Contribution]] | None:
     """The updates in each average of the model; None unless all rounds and all numbers are there.
 
     Lines of rounds that the model does not hold (given up, or after the checkpoint) are left out.
     """
-    closed = {line["round"]: line.get("aggregated") for line in lines if "closed" in line}
+    closings = {line["round"]: line for line in lines if "closed" in line}
+    closed = {number: line.get("aggregated") for number, line in closings.items()}
     counted: dict[int, list[Mapping[str, Any]]] = {number: [] for number in range(1, state.round_number + 1)}
     for line in lines:
         if "hospital" in line and line.get("outcome") == "aggregated" and line["round"] in counted:
             counted[line["round"]].append(line)
     rounds = []
     for number, mine in counted.items():
-        contributions = [c for line in mine if (c := _contribution(line)) is not None]
+        least = _least_noise(config, closings.get(number, {}), round_number=number)
+        contributions = [c for line in mine if (c := _contribution(line, least or 0.0)) is not None]
         hospitals = {c.hospital for c in contributions}
-        if not closed.get(number) == len(contributions) == len(mine) == len(hospitals):
+        if not closed.get(number) == len(contributions) == len(mine) == len(hospitals) or least is None:
             return None
         rounds.append(contributions)
     in_rounds = Counter(c.hospital for contributions in rounds for c in contributions)
@@ -163,7 +192,21 @@ def aggregated_rounds(lines: Sequence[Mapping[str, Any]], state: RunState) -> li
     return rounds if is_whole and in_rounds.keys() <= state.hospitals.keys() else None
 
 
-def _contribution(line: Mapping[str, Any]) -> Contribution | None:
+def _least_noise(config: FederationConfig, closing: Mapping[str, Any], *, round_number: int) -> float | None:
+    """The noise multiplier, for weight over count 1, from which on the round's spacing is fine enough.
+
+    0 for float32 updates, None where the record does not say how they travelled.
+    """
+    exponent = closing.get("coarsest_grid_exponent", "missing")
+    if exponent is None:
+        return 0.0
+    if not isinstance(exponent, int):
+        return None
+    noise = noise_in_update(config.public_plan, round_number=round_number)
+    return float(2.0**exponent / (FINE * noise))
+
+
+def _contribution(line: Mapping[str, Any], least_noise: float) -> Contribution | None:
     """The contribution that an aggregated line tells of, None unless it was exactly one private step."""
     values = [line.get(key) for key in ("enrolled_patients", "stated_patients", "noise_multiplier")]
     numbers = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v) and v > 0]
@@ -175,14 +218,15 @@ def _contribution(line: Mapping[str, Any]) -> Contribution | None:
         weight=weight,
         divided_by=divided_by,
         noise_multiplier=noise_multiplier,
+        adds_up=noise_multiplier * weight / divided_by >= least_noise,
     )
 
 
-def _cost(totals: HospitalTotals, events: Sequence[PrivacyEvent], *, is_alone: bool) -> OutsiderCost:
+def _cost(totals: HospitalTotals, events: Sequence[PrivacyEvent], *, unhelped: str | None) -> OutsiderCost:
     if totals.epsilon is None or totals.delta is None:
         return _same(totals, NO_COST_STATED)
-    if is_alone:
-        return _same(totals, ALONE)
+    if unhelped is not None:
+        return _same(totals, unhelped)
     epsilon = running_epsilon(events, delta=totals.delta)
     if totals.epsilon_complete:  # the model is computed from what the hospital has let out
         epsilon = min(epsilon, totals.epsilon)

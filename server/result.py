@@ -190,8 +190,12 @@ def _wire(lines: Sequence[Mapping[str, Any]], state: RunState) -> dict[str, int]
 def _time(lines: Sequence[Mapping[str, Any]], wall_s: float) -> dict[str, float]:
     """Seconds: whole run, slowest training summed over rounds, and the median rest of a round."""
     slowest, overheads = 0.0, []
+    of_round: dict[int, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        if "hospital" in line:
+            of_round.setdefault(line["round"], []).append(line)
     for closed in (line for line in lines if "closed" in line):
-        mine = [line for line in lines if "hospital" in line and line["round"] == closed["round"]]
+        mine = of_round.get(closed["round"], [])
         training_s = max((_training_s(line) for line in mine), default=0.0)
         began = min((line["sent"] for line in mine), default=closed["closed"])
         slowest += training_s

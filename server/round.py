@@ -8,14 +8,16 @@ from typing import Any
 
 from common import messages
 from common.errors import FederationError
-from common.parameters import Parameters, l2_norm
-from server.aggregation import aggregate
+from common.parameters import Parameters, l2_norm, template_of
+from server.aggregation import aggregate, mean_on_grid
 from server.checkpoint import write_checkpoint
 from server.collection import Collection, Status, collect_updates
 from server.federation import Federation
 from server.run_state import RunState
 from server.server_optimizer import moving_average, next_weights
+from server.spool import SpooledLevels, SpooledVector
 from server.totals import HospitalTotals
+from server.update_grid import grid_of, next_grid
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +30,12 @@ def run_round(federation: Federation, state: RunState) -> tuple[RunState, Status
         _record_abandoned(federation, state, collection, ending)
         return replace(state, hospitals=collection.totals), ending
     # 2. Reduce the spooled updates block by block, in roster order: arrival does not matter.
-    update = _mean_update(collection)
-    # 3. Server optimiser and moving average.
-    after = _next_state(federation, state, collection, update)
+    update, grid = _mean_update(federation, state, collection)
+    update_norm = l2_norm(update)
+    # 3. Server optimiser and moving average; the new weights take the place of the update.
+    after = _next_state(federation, state, collection, update, grid)
     # 4. Write down who took part; first, so that a checkpoint never lacks its round.
-    federation.folder.record(_lines(federation, after, collection, update))
+    federation.folder.record(_lines(federation, after, collection, update_norm, grid=state.grid))
     # 5. Checkpoint: from here on the round is done.
     write_checkpoint(federation.folder.checkpoints, after, keep=federation.config.server.keep_checkpoints)
     collection.spool.clear()
@@ -41,19 +44,41 @@ def run_round(federation: Federation, state: RunState) -> tuple[RunState, Status
     return after, None
 
 
-def _mean_update(collection: Collection) -> Parameters:
-    """FedAvg's mean, weighted by enrolled counts."""
-    names = collection.accepted
-    weights = [float(collection.participations[name].hospital.enrolled_patients) for name in names]
-    vector = aggregate(collection.spool.vectors(names), weights)
-    return collection.spool.unflatten(names[0], vector)
+def _mean_update(
+    federation: Federation, state: RunState, collection: Collection
+) -> tuple[Parameters, tuple[int, ...]]:
+    """FedAvg's mean, weighted by enrolled counts, and the spacings of the next round's updates."""
+    names, plan = collection.accepted, federation.config.public_plan
+    weights = [collection.participations[name].hospital.enrolled_patients for name in names]
+    grid, template = grid_of(plan, state.grid), template_of(state.weights)
+    with collection.spool.opened(names) as updates:
+        levels = [update for update in updates if isinstance(update, SpooledLevels)]
+        if grid is None:
+            vector = aggregate([u for u in updates if isinstance(u, SpooledVector)], weights)
+            return collection.spool.unflatten(vector), ()
+        vector = mean_on_grid(levels, total_weight=sum(weights), scales=grid.scales(template))
+        heaviest = max(totals.enrolled_patients for totals in collection.totals.values())
+        following = next_grid(
+            plan,
+            grid,
+            levels,
+            template,
+            round_number=state.round_number + 1,
+            noise_multipliers=[t.noise_multiplier for t in collection.totals.values() if t.noise_multiplier],
+            heavier=heaviest / max(weights),
+        )
+        return collection.spool.unflatten(vector), following
 
 
 def _next_state(
-    federation: Federation, state: RunState, collection: Collection, update: Parameters
+    federation: Federation,
+    state: RunState,
+    collection: Collection,
+    update: Parameters,
+    grid: tuple[int, ...],
 ) -> RunState:
     settings, round_number = federation.config.server, state.round_number + 1
-    weights, optimizer = next_weights(state.weights, update, state.optimizer, settings)
+    weights, optimizer = next_weights(state.weights, update, state.optimizer, settings, out=update)
     if not math.isfinite(l2_norm(weights)):
         raise FederationError(
             f"the model of round {round_number} is not finite",
@@ -70,6 +95,7 @@ def _next_state(
         weights=weights,
         optimizer=optimizer,
         average=average,
+        grid=grid,
         hospitals=_totals(collection),
         wall_s=federation.wall_s,
     )
@@ -84,7 +110,12 @@ def _totals(collection: Collection) -> dict[str, HospitalTotals]:
 
 
 def _lines(
-    federation: Federation, after: RunState, collection: Collection, update: Parameters
+    federation: Federation,
+    after: RunState,
+    collection: Collection,
+    update_norm: float,
+    *,
+    grid: tuple[int, ...],
 ) -> list[dict[str, Any]]:
     closing = {
         "round": after.round_number,
@@ -92,7 +123,9 @@ def _lines(
         "closed": time.time(),
         "aggregated": len(collection.accepted),
         "model_sha256": after.model_sha256,
-        "update_norm": l2_norm(update),
+        "update_norm": update_norm,
+        # Base-2 logarithm of the coarsest spacing of this round's updates: `server.outsider` needs it.
+        "coarsest_grid_exponent": max(grid, default=None),
     }
     return [*_hospital_lines(federation, after.round_number, collection), closing]
 

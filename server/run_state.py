@@ -31,6 +31,8 @@ class RunState:
     optimizer: OptimizerState = field(default_factory=OptimizerState)
     average: Parameters = field(default_factory=dict)
     """Moving average of the global model; empty when it is off."""
+    grid: tuple[int, ...] = ()
+    """Exponents of the spacings of the next round's updates (`server.update_grid`); none for float32."""
     hospitals: Mapping[str, HospitalTotals] = field(default_factory=dict)
     wall_s: float = 0.0
     """Seconds of server time up to here, over all sessions."""
@@ -43,6 +45,17 @@ class RunState:
     def result(self, config: FederationConfig) -> Parameters:
         """The model that the run would hand out now; never chosen by looking at patients."""
         return self.average or self.weights if config.server.final_model == "ema" else self.weights
+
+    def let_go(self, successor: Self) -> None:
+        """Forget the arrays that `successor` has not, whoever still refers to this state."""
+        for mine, its in (
+            (self.weights, successor.weights),
+            (self.average, successor.average),
+            (self.optimizer.first_moment, successor.optimizer.first_moment),
+            (self.optimizer.second_moment, successor.optimizer.second_moment),
+        ):
+            if mine is not its:
+                mine.clear()
 
     @classmethod
     def start(cls, config: FederationConfig, *, run_id: str, weights: Parameters) -> Self:

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from common.config import FederationConfig
 from common.errors import ConfigError, FederationError
+from common.parameters import template_of
 from server.checkpoint import restore_newest, write_checkpoint
 from server.closing import hand_out_model
 from server.collection import Status, take_late_replies
@@ -25,6 +26,7 @@ from server.run_folder import RunFolder
 from server.run_state import RunState, frozen_settings
 from server.spent import with_spent, write_spent
 from server.totals import HospitalTotals
+from server.update_grid import first_grid
 
 log = logging.getLogger(__name__)
 
@@ -105,13 +107,28 @@ def wait_for_quorum(federation: Federation, state: RunState) -> Status | None:
     return None if present or is_done else Status.QUORUM_LOST
 
 
+def with_first_grid(federation: Federation, state: RunState) -> RunState:
+    """Before round 1: choose its grid and keep it, so that a question asked again has the same."""
+    if state.round_number or state.grid:
+        return state
+    largest = max(federation.roster.enrolled.values(), default=1)
+    grid = first_grid(federation.config.public_plan, template_of(state.weights), largest_weight=largest)
+    if not grid:
+        return state
+    state = replace(state, grid=grid)
+    write_checkpoint(federation.folder.checkpoints, state, keep=federation.config.server.keep_checkpoints)
+    return state
+
+
 def run_rounds(federation: Federation, state: RunState) -> tuple[RunState, Status]:
     """Train the rounds that are left, with the checkpoints' scoring; gives the last state and the ending."""
+    state = with_first_grid(federation, state)
     while state.round_number < federation.config.federation.rounds:
         if federation.folder.stop_requested:
             return state, Status.STOPPED
         evaluate_checkpoint(federation, state)
-        state, ending = run_round(federation, state)
+        before, (state, ending) = state, run_round(federation, state)
+        before.let_go(state)
         if ending is not None:
             return state, ending
     return state, Status.COMPLETED

@@ -6,8 +6,10 @@ no text that a hospital wrote goes into a log or a file.
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from flwr.app import Message
 
@@ -15,11 +17,14 @@ from common import messages
 from common.config import PublicPlan
 from common.errors import WireError
 from common.messages import Envelope
-from common.parameters import Parameters, Template, from_record, l2_norm
+from common.parameters import Parameters, Template, from_record, l2_norm, num_parameters
 from common.privacy.accountant import running_epsilon
 from common.privacy.plan import PrivacyEvent
+from common.quantisation import Grid, Levels, levels_from, levels_norm, rounding_norm
 from server.hospitals import Hospital
 from server.recount import LEAST_NOISE_ACCOUNTED
+
+A = TypeVar("A")
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +76,16 @@ class Question:
     """Tolerance on the plan's bound of an update's norm."""
     maximum_noise_multiplier: float
     """A larger one is not believed: it would widen the bound at will."""
+    grid: Grid | None = None
+    """The announced grid; None where an update travels as float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
     """A reply that may be aggregated."""
 
-    delta: Parameters
+    delta: Parameters | Levels
+    """As it arrived: float32, or whole numbers in which the hospital's weight is applied already."""
     metrics: dict[str, float]
 
 
@@ -99,13 +107,23 @@ class InvalidUpdateError(WireError):
 
 def judge_reply(reply: Message, question: Question, hospital: Hospital) -> Update | Rejection:
     """Check everything about a reply of `hospital`. Never raises: one bad reply must not end a run."""
+    return judged(reply, question, hospital, _checked_update)
+
+
+def judged(
+    reply: Message,
+    question: Question,
+    hospital: Hospital,
+    check: Callable[[Message, Question, Hospital], A],
+) -> A | Rejection:
+    """What `check` makes of the reply, if it is this hospital's answer to this question; never raises."""
     if reply.has_error():
         return Rejection(outcome=Outcome.FAILED, code=f"flower-{int(reply.error.code)}")
     try:
         check_sender_and_key(reply, question, hospital)
         if (refusal := messages.refusal_code(reply.content)) is not None:
             return Rejection(outcome=Outcome.REFUSED, code=refusal.value)
-        return _checked_update(reply, question, hospital)
+        return check(reply, question, hospital)
     except InvalidUpdateError as error:
         return Rejection(outcome=Outcome.INVALID, code=error.defect.value)
     except Exception as error:  # whatever a stranger's content breaks is its own defect
@@ -176,12 +194,24 @@ def _checked_update(reply: Message, question: Question, hospital: Hospital) -> U
         raise InvalidUpdateError(Defect.NUM_EXAMPLES)
     check_cost(metrics, question)
     try:
-        delta = from_record(messages.arrays_of(reply.content), question.template)
+        delta, norm = _update_and_norm(reply, question, hospital)
     except WireError:
         raise InvalidUpdateError(Defect.ARRAYS) from None
-    if not l2_norm(delta) <= _norm_limit(metrics, question, hospital):
+    if not norm <= _norm_limit(metrics, question, hospital):
         raise InvalidUpdateError(Defect.NORM)
     return Update(delta=delta, metrics=metrics)
+
+
+def _update_and_norm(
+    reply: Message, question: Question, hospital: Hospital
+) -> tuple[Parameters | Levels, float]:
+    arrays, template, grid = messages.arrays_of(reply.content), question.template, question.grid
+    if grid is None:
+        delta = from_record(arrays, template)
+        return delta, l2_norm(delta)
+    weight = hospital.enrolled_patients
+    levels = levels_from(arrays, template, grid=grid, weight=weight)
+    return levels, levels_norm(levels, template, grid=grid, weight=weight)
 
 
 def check_cost(metrics: dict[str, float], question: Question) -> None:
@@ -216,9 +246,15 @@ def check_cost(metrics: dict[str, float], question: Question) -> None:
 def _norm_limit(metrics: dict[str, float], question: Question, hospital: Hospital) -> float:
     bound = update_norm_bound(
         question.plan,
-        num_parameters=sum(math.prod(shape) for shape in question.template.values()),
+        num_parameters=num_parameters(question.template),
         enrolled=hospital.stated_patients,
         noise_multiplier=metrics.get(messages.NOISE_MULTIPLIER),
         weights_norm=question.weights_norm,
     )
-    return ABSOLUTE_NORM_LIMIT if bound is None else min(ABSOLUTE_NORM_LIMIT, bound * question.norm_factor)
+    if bound is None:
+        return ABSOLUTE_NORM_LIMIT
+    limit = bound * question.norm_factor
+    if question.grid is not None:
+        weight = hospital.enrolled_patients
+        limit += rounding_norm(question.template, grid=question.grid, weight=weight)
+    return min(ABSOLUTE_NORM_LIMIT, limit)

@@ -4,22 +4,34 @@ content = bench(BenchSettings(), say=print)
 content["dp_step"][0]["ratio_to_sgd"]
 """
 
+import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from common.errors import ConfigError, FederationError
 from simulations.benchmarks.cases import StepCase, parse_cases
-from simulations.benchmarks.machine import describe_machine, usable_cores
+from simulations.benchmarks.machine import describe_machine, now, usable_cores
 
 Say = Callable[[str], None]
+Content = dict[str, Any]
+
+PARTS = ("dp_step", "wire", "accuracy", "server", "engine", "scale", "startup")
+SHORT_PARTS = ("dp_step", "wire", "server", "engine")
+"""Those of a run without flags."""
+FULL_PROFILES = "cnn:28:128,cnn:150:32,cnn-flatten:28:128,resnet18:64:64"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:
     """What to measure and how long."""
 
+    parts: tuple[str, ...] = SHORT_PARTS
+    """Of PARTS."""
     cases: tuple[StepCase, ...] = field(default_factory=lambda: parse_cases("default"))
     threads: int = field(default_factory=usable_cores)
     """Threads of torch, the same for every way."""
@@ -27,6 +39,14 @@ class BenchSettings:
     """Measured calls of each way."""
     case_budget_s: float = 25.0
     """After these seconds a case ends with fewer calls, at least five."""
+    compiled: tuple[str, ...] = ()
+    """Models whose twins are compiled too."""
+    profiles: tuple[StepCase, ...] = ()
+    """Steps that are taken apart by layer."""
+    data: Path | None = None
+    """Images for `accuracy`; generated ones without."""
+    full: bool = False
+    """The large measurements of docs/benchmarks.md too; minutes each."""
     updates: int = 20
     """Hospitals' updates that the server reduces."""
     update_parameters: int = 1_000_000
@@ -34,43 +54,153 @@ class BenchSettings:
     engine_rounds: int = 4
 
 
-def bench(settings: BenchSettings, *, say: Say = lambda line: None) -> dict[str, Any]:
-    """Measure everything; the content of `flower-simulate bench --format json` (DESIGN 6)."""
-    from simulations.benchmarks.federation import measure_engine, measure_server, measure_wire
+def full_settings(*, threads: int) -> BenchSettings:
+    """Everything that docs/benchmarks.md shows."""
+    return BenchSettings(
+        parts=PARTS,
+        cases=parse_cases("all"),
+        threads=threads,
+        compiled=("cnn",),
+        profiles=parse_cases(FULL_PROFILES),
+        full=True,
+    )
+
+
+def parse_parts(text: str) -> tuple[str, ...]:
+    """Read parts separated by commas, in the order of PARTS. Raises ConfigError for an unknown one."""
+    wanted = {part.strip() for part in text.split(",")}
+    if unknown := sorted(wanted - set(PARTS)):
+        raise ConfigError(
+            f"--only {unknown[0]!r} is no part of the benchmark", fix=f"choose from {', '.join(PARTS)}"
+        )
+    return tuple(part for part in PARTS if part in wanted)
+
+
+def bench(settings: BenchSettings, *, say: Say = lambda line: None) -> Content:
+    """Measure the parts; the content of `flower-simulate bench --format json` (DESIGN 6).
+
+    `parts` tells when each was measured and how long that took; one that fails says so there under `failed`,
+    and the others go on.
+    """
+    measures: dict[str, Callable[[BenchSettings, Say], Content]] = {
+        "dp_step": _measure_steps,
+        "wire": _measure_wire,
+        "accuracy": _measure_accuracy,
+        "server": _measure_server,
+        "engine": _measure_engine,
+        "scale": _measure_scale,
+        "startup": _measure_startup,
+    }
+    content: Content = {"parts": {}, "machine": describe_machine(threads=settings.threads)}
+    for part in settings.parts:
+        about: Content = {"date": now()}
+        content["parts"][part], began = about, time.monotonic()
+        try:
+            content |= measures[part](settings, say)
+        except FederationError as error:
+            about["failed"] = " ".join(str(error).split())
+            say(f"{part} failed: {about['failed']}")
+        about["seconds"] = round(time.monotonic() - began, 1)
+    return content
+
+
+def _measure_steps(settings: BenchSettings, say: Say) -> Content:
+    from simulations.benchmarks.dp_step import StepSettings, measure_steps
     from simulations.benchmarks.noise import measure_noise, share_of_step
 
-    machine = describe_machine(threads=settings.threads)
+    steps = []
     with _threads(settings.threads):
-        steps = [_step(case, settings, say) for case in settings.cases]
+        for cases in _together(settings.cases):
+            say(f"a step of {' and '.join(case.name for case in cases)}, {settings.threads} threads")
+            how = StepSettings(
+                repeats=settings.repeats,
+                budget_s=settings.case_budget_s,
+                threads=settings.threads,
+                compiled=cases[0].model in settings.compiled,
+            )
+            steps += measure_steps(cases, how)
         say("noise on the grid")
         noise = measure_noise(budget_s=settings.case_budget_s)
-        for case, step in zip(settings.cases, steps, strict=True):
+        for case, step in zip(itertools.chain(*_together(settings.cases)), steps, strict=True):
             step["noise_share"] = share_of_step(
                 case, nanoseconds=noise["nanoseconds"]["grid"], seconds_dp=step["seconds_dp"]
             )
-        say("bytes of an update")
-        wire = measure_wire()
-        say(f"the server: {settings.updates} updates of {settings.update_parameters:,} parameters")
+        profiles = [_profile(case, steps, say) for case in settings.profiles]
+    return {"dp_step": steps, "noise": noise} | ({"profile": profiles} if profiles else {})
+
+
+def _together(cases: Sequence[StepCase]) -> list[list[StepCase]]:
+    """A case and its ragged form are measured in one run."""
+    groups: dict[StepCase, list[StepCase]] = {}
+    for case in cases:
+        groups.setdefault(case.even, []).append(case)
+    return list(groups.values())
+
+
+def _profile(case: StepCase, steps: Sequence[Content], say: Say) -> Content:
+    from simulations.benchmarks.layer_profile import profile_step
+
+    say(f"the layers of {case.name}")
+    twins = [step["memory_twin"] for step in steps if step["case"] in (case.name, case.even.name)]
+    return profile_step(case, twin=twins[0]) if twins else profile_step(case)
+
+
+def _measure_wire(settings: BenchSettings, say: Say) -> Content:
+    from simulations.benchmarks.federation import WIRE_MODELS, measure_wire
+
+    say("bytes of an update")
+    return {"wire": measure_wire((*WIRE_MODELS, "cnn-flatten") if settings.full else WIRE_MODELS)}
+
+
+def _measure_accuracy(settings: BenchSettings, say: Say) -> Content:
+    from simulations.benchmarks.accuracy import measure_accuracy
+
+    seeds = 5 if settings.full else 1
+    say(f"test AUC with and without rounding the updates, {2 * seeds} runs")
+    return {"accuracy": measure_accuracy(seeds=seeds, data=settings.data)}
+
+
+def _measure_server(settings: BenchSettings, say: Say) -> Content:
+    from simulations.benchmarks.federation import measure_server
+    from simulations.benchmarks.server_memory import measure_server_memory
+
+    say(f"the server: {settings.updates} updates of {settings.update_parameters:,} parameters")
+    with _threads(settings.threads):
         server = measure_server(updates=settings.updates, parameters=settings.update_parameters)
+    if settings.full:
+        say("the server's memory: 100 hospitals, 25,000,000 parameters")
+        server["memory"] = measure_server_memory(hospitals=100, parameters=25_000_000)
+    return {"server": server}
+
+
+def _measure_engine(settings: BenchSettings, say: Say) -> Content:
+    from simulations.benchmarks.engine import measure_against_ray, measure_engine
+
     say(f"the embedded engine: {settings.engine_hospitals} hospitals, {settings.engine_rounds} rounds")
-    engine = measure_engine(hospitals=settings.engine_hospitals, rounds=settings.engine_rounds)
-    return {
-        "dp_step": steps,
-        "noise": noise,
-        "wire": wire,
-        "server": server,
-        "engine": engine,
-        "machine": machine,
-    }
+    engine = measure_engine(
+        hospitals=settings.engine_hospitals,
+        rounds=settings.engine_rounds,
+        repeats=3 if settings.full else 1,
+    )
+    if settings.full:
+        say("the embedded engine beside Ray: 10 hospitals, 5 rounds")
+        engine["against_ray"] = measure_against_ray(hospitals=10, rounds=5)
+    return {"engine": engine}
 
 
-def _step(case: StepCase, settings: BenchSettings, say: Say) -> dict[str, Any]:
-    from simulations.benchmarks.dp_step import measure_step
-    from simulations.benchmarks.memory import measure_memory
+def _measure_scale(settings: BenchSettings, say: Say) -> Content:
+    from simulations.benchmarks.engine import measure_scale
 
-    say(f"a step of {case.name}, {settings.threads} threads")
-    measured = measure_step(case, repeats=settings.repeats, budget_s=settings.case_budget_s)
-    return measured | measure_memory(case, threads=settings.threads)
+    sizes = (100, 1000) if settings.full else (20, 100)
+    say(f"many hospitals: {sizes[0]:,} and {sizes[1]:,}")
+    return {"scale": measure_scale(hospitals=sizes)}
+
+
+def _measure_startup(settings: BenchSettings, say: Say) -> Content:
+    from simulations.benchmarks.startup import measure_startup
+
+    say("start-up: every command's --help, status, images, the solver of noise")
+    return {"startup": measure_startup(repeats=3 if settings.full else 1)}
 
 
 @contextmanager
@@ -88,66 +218,3 @@ def _threads(count: int) -> Iterator[None]:
         os.environ.pop("OMP_NUM_THREADS")
         if inherited is not None:
             os.environ["OMP_NUM_THREADS"] = inherited
-
-
-BUSY_SPREAD = 1.5
-"""Quartiles of equal calls further apart than this are no measurement."""
-STEP_COLUMNS = ("step", "SGD", "DP", "ratio", "hooks / DP", "ghost / DP", "memory")
-
-
-def step_rows(content: Mapping[str, Any]) -> list[list[str]]:
-    """The steps as cells under STEP_COLUMNS."""
-    return [
-        [
-            step["case"],
-            _milliseconds(step["seconds_sgd"]),
-            _milliseconds(step["seconds_dp"]),
-            f"{step['ratio_to_sgd']:.2f}",
-            f"{step['speedup_over_hooks']:.2f} x",
-            f"{step['speedup_over_ghost']:.2f} x",
-            "unknown" if step["memory_ratio"] is None else f"{step['memory_ratio']:.2f}",
-        ]
-        for step in content["dp_step"]
-    ]
-
-
-def other_lines(content: Mapping[str, Any]) -> list[str]:
-    """Everything but the steps, for a person."""
-    server, engine, machine = content["server"], content["engine"], content["machine"]
-    busy = [step["case"] for step in content["dp_step"] if step["spread"] > BUSY_SPREAD]
-    return [
-        *(
-            [f"caution   something else used the machine during {', '.join(busy)}: measure again"]
-            if busy
-            else []
-        ),
-        _noise_line(content),
-        *(
-            f"update    {name}: {size['bytes_message']:,} bytes, "
-            f"{size['ratio_to_float32']:.3f} of float32 ({size['parameters']:,} parameters)"
-            for name, size in content["wire"].items()
-        ),
-        f"server    {server['updates']} updates of {server['parameters']:,} parameters: spooled in "
-        f"{_milliseconds(server['seconds_spool'])}, reduced in {_milliseconds(server['seconds_reduce'])} "
-        f"({server['throughput_ratio']:.2f} of numpy's a += w * b)",
-        f"engine    {engine['hospitals']} hospitals, {engine['rounds']} rounds: first training step after "
-        f"{engine['seconds_to_first_training_step']:.1f} s, {engine['overhead_s_per_round']:.2f} s overhead "
-        f"a round, result after {engine['seconds_command_to_result']:.1f} s",
-        f"machine   {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
-        f"torch {machine['torch']}, opacus {machine['opacus']}, {machine['date']}",
-    ]
-
-
-def _noise_line(content: Mapping[str, Any]) -> str:
-    noise = content["noise"]
-    shares = ", ".join(f"{100 * step['noise_share']:.1f} % of {step['case']}" for step in content["dp_step"])
-    each = noise["nanoseconds"]
-    return (
-        f"noise     {each['grid']:.1f} ns a parameter on the grid (torch {each['torch']:.1f}, four draws "
-        f"{each['torch-four']:.1f}, cipher alone {each['cipher']:.1f}): {shares}; "
-        f"{noise['seconds_large_model']:.2f} s for 25 million"
-    )
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.1f} ms"

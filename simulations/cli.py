@@ -57,6 +57,9 @@ def main() -> None:
 @takes_scenario
 def run(scenario: Scenario, output: Output = OutputFormat.TEXT, quiet: Quiet = False) -> None:
     """Train one model with simulated hospitals and score it on patients that none of them has."""
+    from simulations.engines.processes import warm_up
+
+    warm_up()  # before anything else here: it imports torch in another process meanwhile
     from simulations.run import run_scenario
 
     _finish(run_scenario(scenario, quiet=_hides_table(output, quiet), say=_voice(output)), output)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from common.settings import meaning
 from simulations.scenario import Scenario, make_scenario
 
 _METAVARS = {
@@ -52,7 +53,7 @@ def takes_scenario(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameter(name: str) -> inspect.Parameter:
-    help_text = Scenario.model_fields[name].description or ""
+    help_text = meaning(Scenario, name)
     flag = "--" + name.replace("_", "-")
     annotation: Any
     default: Any = None

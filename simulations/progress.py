@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,9 @@ class Progress:
         self._configured = False
         self._newest_close = 0.0
         self._evaluation_stamp: tuple[int, int] | None = None
+        self._roster: list[str] = []
         self._settings: dict[str, tuple[int | None, float | None]] = {}
+        """Of the hospitals that somebody has looked at."""
         self._forget_rounds()
 
     def read(self) -> list[ClosedRound]:
@@ -126,11 +128,27 @@ class Progress:
         """Hospitals that were asked in a recent round."""
         return len(self._asked.get(closed.round_number, ()))
 
-    def rows(self) -> list[HospitalRow]:
-        """The hospitals in roster order, then whoever else answered."""
-        return [self._row(name) for name in dict.fromkeys([*self._settings, *self._last])]
+    @property
+    def num_hospitals(self) -> int:
+        """Hospitals on the roster, and whoever else answered."""
+        return len(self._names())
+
+    def rows(self, most: int | None = None) -> list[HospitalRow]:
+        """The hospitals in roster order, then whoever else answered; the first `most` of them."""
+        return [self._row(name) for name in self._names()[:most]]
+
+    def states(self) -> dict[str, int]:
+        """How many hospitals are in each state: `{"trained in 3": 997, "waiting": 3}`."""
+        counts = Counter(_state(reply) for reply in self._last.values())
+        waiting = self.num_hospitals - len(self._last)
+        return dict(counts.most_common()) | ({"waiting": waiting} if waiting else {})
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys([*self._roster, *self._last]))
 
     def _row(self, name: str) -> HospitalRow:
+        if self._configured and name not in self._settings:
+            self._settings[name] = hospital_settings(self._folder, name)
         enrolled, budget = self._settings.get(name, (None, None))
         last = self._last.get(name)
         return HospitalRow(
@@ -184,7 +202,7 @@ class Progress:
             return
         if config is not None:
             self.private = config.claims_privacy
-            self._settings = {str(name): hospital_settings(self._folder, str(name)) for name in roster}
+            self._roster = [str(name) for name in roster]
             self._configured = True
 
     def _read_score(self) -> None:

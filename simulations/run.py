@@ -34,6 +34,8 @@ from simulations.scenario import Scenario
 from simulations.scoring import Scoring, complete_result, newest_checkpoint
 
 INITIAL_WEIGHTS, STOP = "initial.safetensors", "stop"
+_MOST_LINES = 20
+"""Hospitals that have a line of their own."""
 Say = Callable[[str], None]
 
 
@@ -102,14 +104,21 @@ def train_in(folder: Path, config: FederationConfig, scenario: Scenario, *, quie
     names = roster(folder)
     for left_over in (STOP, "result.json"):
         (folder / left_over).unlink(missing_ok=True)
+    weights = None if newest_checkpoint(folder) is not None else folder / INITIAL_WEIGHTS
+    if weights is not None:
+        runtime = config.runtime.model_copy(update={"initial_weights": str(weights)})
+        config = config.model_copy(update={"runtime": runtime})
+    # What the server needs is imported here while the fork server imports what hospitals need.
+    run_engine = engine_named(scenario.engine)
     with Scoring(config, hospitals=names, held_back=folder / HELD_BACK) as scoring:
-        if newest_checkpoint(folder) is None:
-            scoring.make_initial_weights(folder / INITIAL_WEIGHTS)
-            runtime = config.runtime.model_copy(update={"initial_weights": str(folder / INITIAL_WEIGHTS)})
-            config = config.model_copy(update={"runtime": runtime})
-        with clean_stop(folder, say), follow(folder, total_rounds=config.federation.rounds, quiet=quiet):
+
+        def get_ready() -> None:
+            if weights is not None:
+                scoring.make_initial_weights(weights)
             scoring.watch()
-            run_engine(scenario.engine, config, hospitals=names)
+
+        with clean_stop(folder, say), follow(folder, total_rounds=config.federation.rounds, quiet=quiet):
+            run_engine(config, names, get_ready)
         evaluation = scoring.finish()
     result = complete_result(folder, evaluation, engine=scenario.engine)
     report = write_report(folder)
@@ -118,27 +127,42 @@ def train_in(folder: Path, config: FederationConfig, scenario: Scenario, *, quie
     return Outcome(folder=folder, result=result, evaluation=evaluation, report=report)
 
 
-def run_engine(engine: str, config: FederationConfig, *, hospitals: Sequence[str]) -> None:
-    """Run the two apps on an engine until the ServerApp ends."""
-    if engine == "ray":
+Engine = Callable[[FederationConfig, Sequence[str], Callable[[], None]], None]
+"""Runs the two apps until the ServerApp ends; calls the last argument before the ServerApp begins."""
+
+
+def engine_named(name: str) -> Engine:
+    """The engine of a scenario, with all that this process has to import for it."""
+    if name == "ray":
         from simulations.engines.ray_engine import run_on_ray
 
-        run_on_ray(config, num_hospitals=len(hospitals))
-        return
-    if engine == "processes":
+        def on_ray(config: FederationConfig, hospitals: Sequence[str], get_ready: Callable[[], None]) -> None:
+            get_ready()
+            run_on_ray(config, num_hospitals=len(hospitals))
+
+        return on_ray
+    if name == "processes":
         from simulations.engines.rehearsal import run_in_processes
 
-        run_in_processes(config, hospitals=hospitals)
-        return
+        def rehearsed(
+            config: FederationConfig, hospitals: Sequence[str], get_ready: Callable[[], None]
+        ) -> None:
+            get_ready()
+            run_in_processes(config, hospitals=hospitals)
+
+        return rehearsed
     from server.app import app
     from simulations.engines.embedded import open_grid, run_server_app
 
-    logging.getLogger("flwr").setLevel(logging.WARNING)
-    run_config = to_flat(config)
-    with open_grid(
-        run_config, num_hospitals=len(hospitals), reproducible=config.federation.reproducible
-    ) as grid:
-        run_server_app(app, grid, run_config)
+    def embedded(config: FederationConfig, hospitals: Sequence[str], get_ready: Callable[[], None]) -> None:
+        logging.getLogger("flwr").setLevel(logging.WARNING)
+        settings = to_flat(config)
+        reproducible = config.federation.reproducible
+        with open_grid(settings, num_hospitals=len(hospitals), reproducible=reproducible) as grid:
+            get_ready()
+            run_server_app(app, grid, settings)
+
+    return embedded
 
 
 def write_report(folder: Path) -> Path:
@@ -189,7 +213,7 @@ def describe(prepared: Prepared, scenario: Scenario) -> list[str]:
         f"hospitals {len(prepared.hospitals)} ({scenario.partition or 'by default'}): "
         + ", ".join(f"{h.name} {h.patients}" for h in prepared.hospitals[:8])
         + (" ..." if len(prepared.hospitals) > 8 else ""),
-        *(f"          without {entry.name}: {entry.reason}" for entry in prepared.left_out),
+        *(f"          without {entry.name}: {entry.reason}" for entry in prepared.left_out[:_MOST_LINES]),
         f"model     {config.model.name}, {config.federation.rounds} rounds of "
         f"{config.privacy.local_steps} steps, seed {config.federation.seed}",
         f"privacy   {privacy}",
@@ -224,7 +248,8 @@ def conclusion(folder: Path, result: dict[str, Any], report: Path) -> list[str]:
         if noise.get(shown[0]):
             bounds = f" (noise {noise[shown[0]]:.3f}, from the hospitals' counts)"
         lines.append(f"{split:<11}{', '.join([first + bounds, *others])}")
-    for hospital in result.get("hospitals", []):
+    hospitals = result.get("hospitals", [])
+    for hospital in hospitals[:_MOST_LINES]:
         spent = hospital.get("epsilon")
         outsider = hospital.get("epsilon_outsider")
         against = f" ({bound(outsider, 3)} against an outsider)" if outsider is not None else ""
@@ -234,6 +259,10 @@ def conclusion(folder: Path, result: dict[str, Any], report: Path) -> list[str]:
             else "no claim"
         )
         lines.append(f"  {hospital['name']:<24}{hospital.get('rounds', 0):>4} rounds   {claim}")
+    if (more := len(hospitals) - _MOST_LINES) > 0:
+        known = [hospital["epsilon"] for hospital in hospitals if hospital.get("epsilon") is not None]
+        largest = f", epsilon at most {bound(max(known), 3)}" if known else ""
+        lines.append(f"  and {more} hospitals more{largest} in any")
     if result.get("status") == "stopped":
         lines.append(f"continue with: flower-simulate resume {folder}")
     lines.append(f"report: {report}")

@@ -6,21 +6,23 @@ configuration of it. Later beats earlier: recommended settings, flags, `--set`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.config import FederationConfig
 from common.errors import ConfigError
-from common.hospital_config import PolicyConfig
 from common.models.names import MODELS
 from common.settings import Section, parse, with_overrides
-from simulations.partition import PartitionSpec, parse_partition
+
+if TYPE_CHECKING:
+    from common.config import FederationConfig
+    from simulations.partition import PartitionSpec
 
 Engine = Literal["embedded", "ray", "processes"]
 DEFAULT_HOSPITALS = 5
 SIMULATION_PATIENCE_S = 120.0
-DEFAULT_EPSILON = PolicyConfig.model_fields["epsilon"].default
+DEFAULT_EPSILON = 8.0
+"""As of a hospital's policy, which is not imported here: `--help` has no use for it."""
 
 
 class Scenario(Section):
@@ -85,8 +87,10 @@ class Scenario(Section):
         return not self.data
 
     @property
-    def partition_spec(self) -> PartitionSpec:
+    def partition_spec(self) -> "PartitionSpec":
         """The partition as asked for; phantoms come with their sites. Raises ConfigError."""
+        from simulations.partition import parse_partition  # numpy, which `--help` does not need
+
         return parse_partition(self.partition or ("column:site" if self.generates_images else "iid"))
 
     @property
@@ -120,8 +124,9 @@ def make_scenario(flags: Mapping[str, Any]) -> Scenario:
     return scenario
 
 
-def settle(scenario: Scenario, facts: DataFacts) -> FederationConfig:
+def settle(scenario: Scenario, facts: DataFacts) -> "FederationConfig":
     """The federation's configuration of a scenario on these data, without its run folder."""
+    from common.config import FederationConfig
     from simulations.defaults import DEFAULT_MODEL, recommended
 
     own = scenario.overrides

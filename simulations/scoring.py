@@ -161,8 +161,12 @@ def times_of_rounds(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     Simulated hospitals share the cores and train one after the other, so the slowest alone says too little.
     """
     trained_s, rests = 0.0, []
+    of_round: dict[int, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        if "hospital" in line:
+            of_round.setdefault(line["round"], []).append(line)
     for closed in (line for line in lines if "closed" in line):
-        mine = [line for line in lines if "hospital" in line and line["round"] == closed["round"]]
+        mine = of_round.get(closed["round"], [])
         covered, end = 0.0, 0.0
         spans = sorted(
             (line["training_started"], line["training_ended"]) for line in mine if line["training_ended"]

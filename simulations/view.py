@@ -129,8 +129,7 @@ def table(progress: Progress) -> "ConsoleRenderable":
     )
     for name in ("hospital", "enrolled", "last round", "epsilon spent", "training"):
         view.add_column(name, justify="left" if name in ("hospital", "last round") else "right")
-    rows = progress.rows()
-    for row in rows[:_MOST_ROWS]:
+    for row in progress.rows(_MOST_ROWS):
         spent = bound(row.epsilon) if progress.private else "not private"
         budget = f" of {row.budget:g}" if progress.private and row.budget is not None else ""
         view.add_row(
@@ -140,8 +139,9 @@ def table(progress: Progress) -> "ConsoleRenderable":
             spent + budget,
             duration(row.training_s),
         )
-    if len(rows) > _MOST_ROWS:
-        view.add_row(Text(f"and {len(rows) - _MOST_ROWS} more"))
+    if (more := progress.num_hospitals - _MOST_ROWS) > 0:
+        states = ", ".join(f"{count} {state}" for state, count in progress.states().items())
+        view.add_row(Text(f"and {more} more"), "", Text(f"in all: {states}"))
     return view
 
 

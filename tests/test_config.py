@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from common.config import FederationConfig, PrivacyKnobs, PublicPlan, TrainingConfig
 from common.errors import ConfigError
 from common.hospital_config import HospitalConfig, HospitalSection, PolicyConfig
-from common.settings import from_flat, load, parse, to_flat, to_nested, to_toml, with_overrides
+from common.settings import from_flat, load, meaning, parse, to_flat, to_nested, to_toml, with_overrides
 
 HOSPITAL = {"hospital": {"name": "north", "enrolled-patients": 100}, "data": {"path": "films"}}
 
@@ -145,6 +145,8 @@ def test_the_public_plan_holds_nothing_of_the_servers_own():
         "training",
         "privacy",
         "evaluation",
+        "wire",
+        "wire",
     }
     assert "/srv" not in str(flat)
 
@@ -167,7 +169,7 @@ def test_every_setting_says_what_it_means(kind):
     for section in sections_of(kind):
         for name, field in section.model_fields.items():
             is_section = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-            assert is_section or field.description, f"{section.__name__}.{name}"
+            assert is_section or meaning(section, name), f"{section.__name__}.{name}"
 
 
 # --- files and --set ---

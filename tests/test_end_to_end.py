@@ -136,7 +136,7 @@ def test_each_round_is_told_once_and_its_times_follow_each_other(private_run):
     for line in own:
         assert line["outcome"] == "aggregated"
         assert line["sent"] <= line["training_started"] <= line["training_ended"] <= line["received"]
-        assert line["bytes_up"] > 4 * private_run.result["model"]["parameters"]
+        assert line["bytes_up"] > private_run.result["model"]["parameters"]  # a byte a number
     assert closed[-1]["aggregated"] == 2
 
 

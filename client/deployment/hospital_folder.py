@@ -3,17 +3,17 @@
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
-from client.deployment.runtime_certificate import make_certificate
 from client.kept_folders import KeptFolders
-from common.enrolment import Enrolment
 from common.errors import ConfigError, FederationError
 from common.hospital_config import HospitalConfig
-from common.node_keys import load_private_key, public_key_of, refuse_readable_by_others, write_secret
 from common.settings import load
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from common.enrolment import Enrolment
 
 HOSPITAL_TOML = "hospital.toml"
 
@@ -51,8 +51,10 @@ class HospitalFolder:
         cache = self.path / (self.config.site.cache or "cache")
         return KeptFolders(state=self.state, cache=cache, logs=self.logs)
 
-    def enrolment(self) -> Enrolment:
+    def enrolment(self) -> "Enrolment":
         """What the operator gave this hospital. Raises ConfigError when it is missing or for another one."""
+        from common.enrolment import Enrolment
+
         if not self.enrolment_file.exists():
             raise ConfigError(
                 f"there is no file {self.enrolment_file}",
@@ -70,8 +72,10 @@ class HospitalFolder:
             )
         return enrolment
 
-    def key(self, enrolment: Enrolment) -> ec.EllipticCurvePrivateKey:
+    def key(self, enrolment: "Enrolment") -> "ec.EllipticCurvePrivateKey":
         """The hospital's key. Raises ConfigError when others can read it or another one is enrolled."""
+        from common.node_keys import load_private_key, public_key_of
+
         key = load_private_key(self.key_file)
         own = public_key_of(key).fingerprint
         if own != enrolment.fingerprint:
@@ -82,8 +86,12 @@ class HospitalFolder:
             )
         return key
 
-    def prepare(self, enrolment: Enrolment, key: ec.EllipticCurvePrivateKey) -> None:
+    def prepare(self, enrolment: "Enrolment", key: "ec.EllipticCurvePrivateKey") -> None:
         """Make the folders; write certificates, a fresh secret and the key in use. Raises FederationError."""
+        from cryptography.hazmat.primitives import serialization
+
+        from client.deployment.runtime_certificate import make_certificate
+
         certificate, runtime_key = make_certificate()
         own = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
@@ -107,6 +115,8 @@ class HospitalFolder:
 
     def secret(self) -> bytes:
         """What worker and SuperNode share; ConfigError when others can read it."""
+        from common.node_keys import refuse_readable_by_others
+
         refuse_readable_by_others(self.secret_file)
         return self.secret_file.read_bytes()
 
@@ -122,5 +132,7 @@ def cannot_write(error: OSError, folder: Path) -> FederationError:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file of its owner's only, in place of whatever was there (also a link)."""
+    from common.node_keys import write_secret
+
     path.unlink(missing_ok=True)
     write_secret(path, content)

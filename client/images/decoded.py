@@ -19,6 +19,7 @@ from client.images.records import (
     Unit,
     check_skipped,
 )
+from client.images.seen_files import SeenFiles
 from client.images.splits import splits_of_units
 from common.errors import DataError
 from common.examples import Examples
@@ -80,8 +81,14 @@ def decode_records(
     Units are patients; without patient ids, equal pictures are one unit named by their pixels. Raises
     DataError when nothing or too little is usable.
     """
-    records, contents = _fingerprint(records, max_pixels)
-    decoded = _decode(records.source, contents, preprocessing, cache_folder, max_pixels)
+    seen = SeenFiles(cache_folder, max_pixels=max_pixels)
+    records, contents = _fingerprint(records, seen)
+    try:
+        decoded = _decode(records.source, contents, preprocessing, cache_folder, max_pixels)
+    except DataError:
+        seen.forget()
+        raise
+    seen.keep()
     failed = [SkippedImage(records.source.name(row), reason) for row, reason in decoded.failures.items()]
     usable = np.array([row for row in range(len(records)) if row not in decoded.failures], np.int64)
     skipped = (*records.skipped, *failed)
@@ -114,14 +121,14 @@ def decode_records(
     )
 
 
-def _fingerprint(records: Records, max_pixels: int) -> tuple[Records, list[str]]:
+def _fingerprint(records: Records, seen: SeenFiles) -> tuple[Records, list[str]]:
     """The records that can be read at all, and a hash of each one's content."""
     source = records.source
     if isinstance(source, ImageArray):
         return records, [pixels_digest(pixels) for pixels in source.pixels]
 
     def digest_of(row: int) -> str:
-        return content_digest(read_content(source.paths[row], max_pixels=max_pixels))
+        return seen.digest(source.paths[row])
 
     outcomes = list(on_all_cores(digest_of, range(len(source))))
     unread = [

@@ -14,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.images.parts import is_part, mapped_images
 from client.images.records import ImageArray, Records, SkippedImage, SkipReason, Unit
 from client.images.splits import split_named
 from common.errors import DataError
@@ -29,7 +30,8 @@ def read_npz(path: Path, *, max_pixels: int) -> Records:
     _check_headers(path, max_pixels)
     try:
         with np.load(path, allow_pickle=False) as archive:
-            columns = {name: archive[name] for name in archive.files}
+            mapped = mapped_images(path) if is_part(archive.files) else {}
+            columns = {name: mapped[name] if name in mapped else archive[name] for name in archive.files}
     except (*_DAMAGE, MemoryError) as error:
         raise DataError(f"{path} cannot be read", why=str(error), fix="copy or export it again") from None
     classes = _texts(columns["classes"]) if "classes" in columns else ()

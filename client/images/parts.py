@@ -8,7 +8,9 @@ import hashlib
 import hmac
 import io
 import secrets
-from collections.abc import Sequence
+import struct
+import zipfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,34 @@ def write_part(
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     write_bytes_atomically(path, buffer.getvalue(), mode=0o600)
     return path
+
+
+def is_part(names: Collection[str]) -> bool:
+    """Whether a `.npz` with arrays of these names is a simulated hospital's part: those say their unit."""
+    return "unit" in names
+
+
+def mapped_images(path: Path) -> dict[str, NDArray[np.uint8]]:
+    """The images of a part, mapped from the file: the processes that read it share one copy.
+
+    Only for files that stay as they are, as those of a run folder do. Raises OSError, ValueError,
+    zipfile.BadZipFile.
+    """
+    found: dict[str, NDArray[np.uint8]] = {}
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if not name.endswith("_images") or member.compress_type != zipfile.ZIP_STORED:
+                continue
+            # The header beside the data may be longer than the one in the zip's list.
+            file.seek(member.header_offset + 26)
+            file.seek(sum(struct.unpack("<HH", file.read(4))), io.SEEK_CUR)
+            if np.lib.format.read_magic(file) != (1, 0):
+                continue
+            shape, is_fortran, kind = np.lib.format.read_array_header_1_0(file)
+            if kind == np.uint8 and not is_fortran and 0 not in shape:
+                found[name] = np.memmap(path, kind, mode="r", offset=file.tell(), shape=shape)
+    return found
 
 
 def _pseudonym(unit_id: str, key: bytes) -> str:

@@ -121,7 +121,7 @@ def _replayed(setup: Setup, gradients: list[list[Tensor]]) -> Iterator[Parameter
 
 
 def _clipped_sum(setup: Setup, model: nn.Module, examples: Examples) -> Vector:
-    """The sum that a step should hide, by torch's autograd: patient after patient, nothing of Opacus."""
+    """The sum that a step should hide, by torch's autograd: patient after patient, nothing of ours."""
     clip = setup.privacy.l2_clip_norm
     total = np.zeros(sum(parameter.numel() for parameter in model.parameters()))
     for unit in range(examples.num_units):
@@ -130,7 +130,7 @@ def _clipped_sum(setup: Setup, model: nn.Module, examples: Examples) -> Vector:
         losses = setup.task.losses(model(inputs), target_tensor(examples, rows, device=setup.device))
         gradient = flat(torch.autograd.grad(losses.mean(), list(model.parameters())))
         norm = float(np.linalg.norm(gradient))
-        if norm <= 1e30:  # others, and those that are not finite, count as zero
+        if norm <= 1e18:  # others, and those that are not finite, count as zero
             total += gradient * min(1.0, clip / max(norm, 1e-30))
     return total
 

@@ -133,8 +133,8 @@ class Probe:
         most = rows_per_chunk(self.model, shape, physical_batch_size=setup.plan.training.physical_batch_size)
         # At least two units go together, or nothing could be seen of one in another.
         most = max(most, 2 * FEW_ROWS)
-        alone = PRODUCTION.place_matters(self.model, input_shape=shape, rows=most)
-        with private_training.per_row_gradients(self.model) as wrapped:
+        alone = PRODUCTION.place_matters(self.model, input_shape=shape, rows=most, fixed_kernels=False)
+        with private_training.per_row_gradients(self.model, fixed_kernels=False) as wrapped:
             optimizer = PatientDPOptimizer(
                 make_optimizer(self.model.parameters(), setup.plan.training, learning_rate=1.0),
                 plan=privacy,
@@ -165,6 +165,7 @@ class Probe:
                     segments=torch.from_numpy(chunk.segments).to(setup.device),
                     num_units=chunk.num_units,
                 )
+            optimizer.settle()
             return flat(getattr(p, "summed_grad", None) for p in self.model.parameters())
 
 

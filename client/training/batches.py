@@ -20,7 +20,7 @@ from common.examples import Examples, UnitRows
 from common.preprocessing import Preprocessing
 from common.privacy.randomness import RandomnessSource, Stream
 
-CHUNK_BYTES = 256 * 2**20
+CHUNK_BYTES = 128 * 2**20
 """Per-row gradients and activations of one chunk stay below about this."""
 CHUNK_ROWS = 64
 """Rows of a chunk where memory allows: half of them are filled up in vain in the last chunk of a step."""
@@ -102,17 +102,13 @@ def minibatches(
 def bytes_per_row(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     """Estimate the memory of one row in a step with per-row gradients; depends on no data.
 
-    Counts the row's gradient twice (Opacus copies it once), what the layers put out and its gradient, and
-    the unfolded input of the largest convolution.
+    Counts what the layers put out and its gradient, and the row's gradient of convolutions.
     """
-    outputs, unfolded = [0], [0]
+    outputs = [0]
 
     def count(layer: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and not list(layer.children()):
             outputs.append(output.numel())
-            if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-                positions = output.numel() // layer.out_channels
-                unfolded.append(positions * layer.in_channels * int(np.prod(layer.kernel_size)))
 
     handles = [layer.register_forward_hook(count) for layer in model.modules()]
     try:
@@ -121,8 +117,8 @@ def bytes_per_row(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    gradients = sum(parameter.numel() for parameter in model.parameters())
-    return 4 * (2 * gradients + 2 * sum(outputs) + max(unfolded))
+    gradients = sum(p.numel() for p in model.parameters() if p.dim() > 2 and p.numel() < 2**18)
+    return 4 * (gradients + 2 * sum(outputs))
 
 
 def rows_per_chunk(

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from opacus.grad_sample import GradSampleModule
+from opacus.grad_sample import GradSampleModule, GradSampleModuleNoOp
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import SGD, Adam
@@ -164,10 +164,13 @@ def guard_optimizer(optimizer: Any, model: Any, plan: PrivacyPlan) -> None:
     own = {id(p) for group in getattr(wrapped, "param_groups", ()) for p in group["params"]}
     checks = (
         (
-            type(model) is GradSampleModule and model.loss_reduction == "sum" and model.batch_first,
-            "the model does not give per-row gradients of a summed loss in hooks mode",
+            type(model) is GradSampleModuleNoOp and model.loss_reduction == "sum" and model.batch_first,
+            "the model does not give our per-row gradients of a summed loss",
         ),
-        (not getattr(model, "force_functorch", False), "functorch fails on empty batches"),
+        (
+            all("forward" in layer.__dict__ for layer in getattr(model, "modules", list)() if _trains(layer)),
+            "layers of the model compute their gradients summed over the rows",
+        ),
         (
             type(optimizer) is PatientDPOptimizer,
             f"{type(optimizer).__name__} does not clip patients",

@@ -1,85 +1,43 @@
 """The optimiser of DP-SGD at patient level: Opacus' DPOptimizer, clipping patients instead of rows.
 
 Guarantee of one step: let S(D) be the sum over the sampled units (patients) of their gradients, each clipped
-to l2 norm C and rounded to the public grid of `common.privacy.noise`. The sum is exact, in whole numbers of
-the grid and in any order, so adding or removing one unit with all its rows changes S by at most C(1 + 2e-6)
-in l2 norm, whatever its images and the weights are, given that the float32 gradients of the other units keep
-their bits (`client.training.private` sees to that, and what is done to them here is the same for each unit
-whoever else is there); a unit whose gradient is not finite, or above 1e30, counts as zero. The
-step releases (S + noise) / (q n): Gaussian noise of our own stream in whole numbers of the grid, its standard
-deviation sigma C raised by what rounding may add, and one public divisor; division and rounding to float32
-see only noised whole numbers. Sigma, C, q and n come from the frozen PrivacyPlan and from nowhere else.
-Without any sampled unit the release is noise alone. What remains (timing, kernels): `common.privacy.noise`.
+to l2 norm C. Adding or removing one unit with all its rows changes S, as computed and rounded to the public
+grid, by at most C and the share that `common.privacy.noise` states, whatever its images and the weights are,
+given that the float32 gradients of the other units keep their bits (`client.training.private` sees to that);
+a unit whose gradient is not finite, or above 1e18, counts as zero. The step releases (S + noise) / (q n):
+Gaussian noise of our own streams in whole numbers of the grid, its standard deviation sigma C raised by that
+share, and one public divisor; division and rounding to float32 see only noised whole numbers. Sigma, C, q
+and n come from the frozen PrivacyPlan alone. Without any sampled unit the release is noise alone.
 
-Private until noised, and never to leave the hospital: `grad_sample`, `summed_grad`.
+Private until noised, and never to leave the hospital: `grad_sample`, `summed_grad`, what is pending.
 Source: Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133, algorithm 1.
 """
 
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeGuard
 
 import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from client.training.row_gradients import DenseRows, ProductRows, RowGradients, Units, add_product, together
 from common.errors import GuardError
-from common.privacy.noise import NoiseGrid, integer_noise
+from common.privacy.noise import NoiseGrid, integer_noise, most_sampled
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import RandomnessSource
 
-_BLOCK_VALUES = 2**16
-"""Float64 values that are worked on at once: they stay in a core's cache."""
-_NORM_COLUMNS = 1024
-"""Partial sums of a squared norm, at most; a power of two."""
-_LARGEST_NORM = 1e30
-"""Above it the clip factor would lose its precision in float32, and the gradient is of no use anyway."""
-
-
-def sum_rows_of_units(gradients: Tensor, segments: Tensor, num_units: int) -> Tensor:
-    """Add up the rows of each unit: (rows, ...) and int64 (rows,) to (num_units, ...).
-
-    Never written as a product with an indicator matrix: 0 * nan would spread one row over all units.
-    """
-    if len(gradients) == num_units:  # as many rows as units, none empty: each unit has its one row
-        return gradients
-    sums = gradients.new_zeros((num_units, *gradients.shape[1:]))
-    return sums.index_add_(0, segments, gradients)
-
-
-def squared_norms(gradients: Tensor) -> Tensor:
-    """Squared l2 norm of each row, float64 (rows,).
-
-    In float64 because float32 is off by up to 2e-3 over millions of weights, which would loosen the clip.
-    Elementwise in an order of its own: a library's reduction may choose its order by the number of rows.
-    """
-    gradients = gradients.flatten(1)
-    width = min(_NORM_COLUMNS, 1 << max(gradients.shape[1] - 1, 0).bit_length())
-    first, *others = torch.split(gradients, width, dim=1)
-    total = first.new_zeros((len(first), width), dtype=torch.float64)
-    total[:, : first.shape[1]] = first
-    total.square_()
-    for block in others:
-        total[:, : block.shape[1]] += block.double().square_()
-    while total.shape[1] > 1:
-        total = total[:, : total.shape[1] // 2] + total[:, total.shape[1] // 2 :]
-    return total[:, 0]
-
-
-def sum_on_grid(gradients: Tensor, factors: Tensor, *, spacing: float) -> Tensor:
-    """Scale each row, round it to multiples of `spacing` and add the rows up: (rows, n) to float64 (n,).
-
-    The sum is exact in any order: float64 holds whole numbers up to 2**53, and `spacing` is a power of two.
-    """
-    in_grid_points = (factors.double() / spacing)[:, None]
-    ones = torch.ones(len(gradients), dtype=torch.float64, device=gradients.device)
-    sums = [
-        torch.mv(block.double().mul_(in_grid_points).round_().T, ones) for block in _column_blocks(gradients)
-    ]
-    return torch.cat(sums).mul_(spacing)
-
-
-def _column_blocks(gradients: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(gradients, max(1, _BLOCK_VALUES // len(gradients)), dim=1)
+_LARGEST_NORM = 1e18
+"""Squares of larger numbers are infinite in float32, and the gradient is of no use anyway."""
+_SMALL = 4096
+"""Parameters of at most so many numbers are worked on together."""
+_LARGE = 2**20
+"""Parameters of so many numbers: their sum is gone through once for several chunks."""
+_MOST_PENDING = 2**11
+"""Rows times positions that wait for it."""
+_PIECE = 2**18
+"""Numbers that take their noise from one stream."""
+_IN_CACHE = 2**15
 
 
 def clip_factors(norms: Tensor, *, l2_clip_norm: float) -> Tensor:
@@ -106,6 +64,8 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
         self._randomness = randomness
         self._round_number = round_number
         self._steps_taken = 0
+        self._units_of_step = 0
+        self._pending: dict[int, list[tuple[Tensor, Tensor]]] = {}
         super().__init__(
             optimizer,
             noise_multiplier=plan.noise_multiplier,
@@ -163,44 +123,97 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
     def accumulate(self, segments: Tensor, num_units: int) -> None:
         """Clip each unit's gradient and add it to `summed_grad`; frees the per-row gradients.
 
-        segments: int64 (rows,), never decreasing, the unit 0..num_units-1 of each row of the last backward;
-        every unit has at least one row, and all its rows of this step are in this call.
+        segments: int64 (own rows,), never decreasing, the unit 0..num_units-1 of each row of the last
+        backward but those that only fill it up, which come last; every unit has at least one row, and all its
+        rows of this step are in this call.
         """
-        wanted = torch.arange(num_units, device=segments.device)
-        if num_units < 1 or not torch.equal(torch.unique_consecutive(segments), wanted):
-            raise ValueError("segments must be 0..num_units-1, never decreasing, each at least once")
-        gradients = [self._take(p, rows=len(segments)) for p in self._parameters]
-        gradients = [sum_rows_of_units(g, segments, num_units).flatten(1) for g in gradients]
-        norms = torch.zeros(num_units, dtype=torch.float64, device=segments.device)
-        for gradient in gradients:
-            norms += squared_norms(gradient)
-        norms.sqrt_()
-        factors = clip_factors(norms, l2_clip_norm=self._plan.l2_clip_norm)
-        broken = factors == 0
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            gradient[broken] = 0  # their factor is 0, but 0 * nan is nan
-            clipped = sum_on_grid(gradient, factors, spacing=self._grid.spacing).view_as(parameter)
-            if parameter.summed_grad is not None:
-                clipped += parameter.summed_grad
-            parameter.summed_grad = clipped
+        found = {id(p): self._take(p, at_least=len(segments)) for p in self._parameters}
+        numbers = {gradients.rows for gradients in found.values()}
+        if len(numbers) != 1:
+            raise GuardError("layers have gradients for different numbers of rows", why=_MISSED, fix=_ONCE)
+        units = Units.of(segments, num_units, rows=numbers.pop())
+        self._count_units(num_units)
+        small = {id(p): rows for p in self._parameters if _is_small(rows := found[id(p)])}
+        # Small ones as if they were one: otherwise there is more to call than to compute.
+        joined = [together(list(small.values()))] if small else []
+        parts = [*joined, *(found[id(p)] for p in self._parameters if id(p) not in small)]
+        squared = torch.stack([part.squared_norms(units) for part in parts]).sum(0)
+        factors = clip_factors(squared.sqrt_(), l2_clip_norm=self._plan.l2_clip_norm)
+        factors[num_units:] = 0
+        broken = (factors == 0) if bool((factors == 0).any()) else None
+        for rows in joined:
+            self._add_small([p for p in self._parameters if id(p) in small], rows, factors, units, broken)
+        for parameter in self._parameters:
+            if id(parameter) not in small:
+                self._add_large(parameter, found[id(parameter)], factors, units, broken)
+
+    def _add_small(
+        self, parameters: list[Any], rows: DenseRows, factors: Tensor, units: Units, broken: Tensor | None
+    ) -> None:
+        total = torch.zeros(rows.width, dtype=torch.float64, device=factors.device)
+        rows.add_clipped(total, factors, units, broken)
+        end = 0
+        for parameter in parameters:
+            start, end = end, end + parameter.numel()
+            _summed(parameter).add_(total[start:end].view_as(parameter))
+
+    def _add_large(
+        self, parameter: Any, rows: RowGradients, factors: Tensor, units: Units, broken: Tensor | None
+    ) -> None:
+        if not isinstance(rows, ProductRows) or parameter.numel() < _LARGE:
+            rows.add_clipped(_summed(parameter), factors, units, broken)
+            return
+        pending = self._pending.setdefault(id(parameter), [])
+        pending.append(rows.clipped_factors(factors, units, broken))
+        if sum(len(left) for left, _ in pending) >= _MOST_PENDING:
+            self._settle(parameter)
+
+    def _settle(self, parameter: Any) -> None:
+        if pending := self._pending.pop(id(parameter), None):
+            left, right = (torch.cat(factors) for factors in zip(*pending, strict=True))
+            add_product(_summed(parameter), left, right)
+
+    def settle(self) -> None:
+        """Add what is pending of large parameters to their `summed_grad`; `step` does so itself."""
+        for parameter in self._parameters:
+            self._settle(parameter)
 
     def add_noise(self) -> None:
         """Set `grad` to the sum of clipped gradients plus noise over the expected batch size.
 
         Added in whole numbers of the grid; divided in float64 and rounded to float32 once, at the end.
         """
-        stream = self._randomness.stream(
-            purpose="noise", round_number=self._round_number, step=self._steps_taken
-        )
-        spacing = self._grid.spacing
+        pieces = [
+            (parameter, start)
+            for parameter in self._parameters
+            for start in range(0, parameter.numel(), _PIECE)
+        ]
         for parameter in self._parameters:
-            noise = torch.from_numpy(integer_noise(parameter.numel(), grid=self._grid, stream=stream))
-            release = noise.to(parameter.device).view_as(parameter)
-            if parameter.summed_grad is not None:
-                release += (parameter.summed_grad / spacing).round_().long()
-            gradient = release.double().mul_(spacing / self._plan.expected_batch_size)
-            parameter.grad = gradient.to(parameter.dtype)
+            parameter.grad = torch.empty_like(parameter, memory_format=torch.contiguous_format)
+        with ThreadPoolExecutor(min(torch.get_num_threads(), len(pieces))) as pool:
+            jobs = enumerate(pieces)
+            for done in [pool.submit(self._release, number, *piece) for number, piece in jobs]:
+                done.result()
+        for parameter in self._parameters:
             parameter.summed_grad = None
+
+    @torch.no_grad()
+    def _release(self, piece: int, parameter: Any, start: int) -> None:
+        """Noise on _PIECE numbers of a parameter, from a stream of their own; safe to run beside others."""
+        stream = self._randomness.stream(
+            purpose="noise", round_number=self._round_number, step=self._steps_taken, part=piece
+        )
+        gradient = parameter.grad.view(-1)[start : start + _PIECE]
+        summed = None if parameter.summed_grad is None else parameter.summed_grad.view(-1)
+        spacing = self._grid.spacing
+        for first in range(0, len(gradient), _IN_CACHE):
+            into = gradient[first : first + _IN_CACHE]
+            noise = torch.from_numpy(integer_noise(len(into), grid=self._grid, stream=stream))
+            release = noise.to(parameter.device)
+            if summed is not None:
+                own = summed[start + first : start + first + len(into)]
+                release += (own / spacing).round_().long()
+            into.copy_(release.double().mul_(spacing / self._plan.expected_batch_size))
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -214,14 +227,18 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
                 f"the plan has {self._plan.steps} steps and all of them ran",
                 why="a further step would not be in the ledger",
             )
+        self.settle()
         self.add_noise()
         self._steps_taken += 1
+        self._units_of_step = 0
         self.original_optimizer.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget every gradient, also those of an unfinished logical batch."""
         for parameter in self._parameters:
             parameter.grad = parameter.grad_sample = parameter.summed_grad = None
+        self._units_of_step = 0
+        self._pending.clear()
 
     def clip_and_accumulate(self) -> None:
         """Refuse: Opacus would clip rows here, not patients."""
@@ -239,16 +256,36 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
         """Refuse: steps are charged to the ledger before they run."""
         raise GuardError("steps are charged before they run, not by a hook", fix="charge the ledger")
 
-    def _take(self, parameter: Any, *, rows: int) -> Tensor:
-        gradient = getattr(parameter, "grad_sample", None)
+    def _take(self, parameter: Any, *, at_least: int) -> RowGradients:
+        gradients = getattr(parameter, "grad_sample", None)
         parameter.grad_sample = parameter.grad = None
-        if not isinstance(gradient, Tensor) or len(gradient) != rows:
+        if not isinstance(gradients, DenseRows | ProductRows) or gradients.rows < at_least:
+            raise GuardError("a layer has no gradient for each row", why=_MISSED, fix=_ONCE)
+        return gradients
+
+    def _count_units(self, more: int) -> None:
+        self._units_of_step += more
+        if self._units_of_step > most_sampled(self._plan):
             raise GuardError(
-                "a layer has no gradient for each row",
-                why="it was not reached by the last backward, or its inputs do not have one entry per row",
-                fix="use every layer once per forward, in training mode, with rows first",
+                f"{self._units_of_step} units entered a step that expects {self._plan.expected_batch_size:g}",
+                why="rounding of the sum is paid for up to four times the expected number",
+                fix="sample units with the plan's rate from as many as are enrolled",
             )
-        return gradient
+
+
+_MISSED = "it was not reached by the last backward, or its inputs do not have one entry per row"
+_ONCE = "use every layer once per forward, in training mode, with rows first"
+
+
+def _summed(parameter: Any) -> Tensor:
+    """The sum so far, float64, zeros at first."""
+    if parameter.summed_grad is None:
+        parameter.summed_grad = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
+    return torch.as_tensor(parameter.summed_grad)
+
+
+def _is_small(gradients: RowGradients) -> TypeGuard[DenseRows]:
+    return isinstance(gradients, DenseRows) and gradients.in_order and gradients.width <= _SMALL
 
 
 def _refuse_other(name: str, value: float, planned: float) -> None:

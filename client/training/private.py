@@ -18,12 +18,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.grad_sample import GradSampleModule
+from opacus.grad_sample import GradSampleModuleNoOp
 from torch import Tensor, nn
 
 from client.training.batches import chunks_of_units, input_tensor, rows_per_chunk, sampled_rows, target_tensor
 from client.training.guard import guard_losses, guard_model, guard_optimizer
 from client.training.patient_optimizer import PatientDPOptimizer
+from client.training.per_row_layers import with_row_gradients
 from client.training.plain import (
     TrainingResult,
     decay_weights,
@@ -73,11 +74,12 @@ def train_privately(
     chunk_rows = rows_per_chunk(
         model, input_shape, physical_batch_size=training.physical_batch_size, max_rows_per_unit=most
     )
-    alone = place_matters(model, input_shape=input_shape, rows=chunk_rows)
+    fixed = not randomness.private
+    alone = place_matters(model, input_shape=input_shape, rows=chunk_rows, fixed_kernels=fixed)
     if alone:
         chunk_rows = rows_per_chunk(model, input_shape, physical_batch_size=1, max_rows_per_unit=most)
     rate = learning_rate(training, round_number=round_number, num_rounds=num_rounds)
-    with per_row_gradients(model) as wrapped:
+    with per_row_gradients(model, fixed_kernels=fixed) as wrapped:
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = PatientDPOptimizer(
             make_optimizer(trainable, training, learning_rate=rate),
@@ -128,25 +130,24 @@ def rows_of_step(
 
 
 @contextmanager
-def per_row_gradients(model: nn.Module) -> Iterator[GradSampleModule]:
-    """Wrap `model` for per-row gradients of a summed loss; it is plain again afterwards, errors or not."""
-    wrapped = GradSampleModule(model, loss_reduction="sum")
+def per_row_gradients(model: nn.Module, *, fixed_kernels: bool = True) -> Iterator[GradSampleModuleNoOp]:
+    """Wrap `model` for per-row gradients of a summed loss; it is plain again afterwards, errors or not.
+
+    fixed_kernels: as `client.training.per_row_layers.with_row_gradients`.
+    """
+    wrapped = GradSampleModuleNoOp(model, loss_reduction="sum")
     try:
-        yield wrapped
+        with with_row_gradients(model, fixed_kernels=fixed_kernels):
+            yield wrapped
     finally:
         wrapped.to_standard_module()
         for parameter in model.parameters():
             parameter.grad = None
             parameter.__dict__.pop("summed_grad", None)
-        # Opacus leaves these behind; after an error between forward and backward they hold patients' images,
-        # and the next round would take its batch size from them.
-        for layer in model.modules():
-            for name in ("activations", "max_batch_len"):
-                layer.__dict__.pop(name, None)
 
 
 def accumulate_clipped_gradients(
-    wrapped: GradSampleModule,
+    wrapped: GradSampleModuleNoOp,
     task: Task,
     optimizer: PatientDPOptimizer,
     *,
@@ -162,13 +163,7 @@ def accumulate_clipped_gradients(
     """
     own = len(segments)
     rows_of_unit = torch.bincount(segments, minlength=num_units)
-    losses = task.losses(wrapped(inputs.requires_grad_()), targets)
+    losses = task.losses(wrapped(inputs), targets)
     loss = (losses[:own] / rows_of_unit[segments]).sum()
-    # Towards the inputs only: the hooks fire on the way, and autograd does not form the batch gradient of the
-    # weights, which nobody clipped and nobody needs.
-    loss.backward(inputs=[inputs])  # type: ignore[no-untyped-call]
-    for parameter in wrapped.parameters():
-        gradients = getattr(parameter, "grad_sample", None)
-        if isinstance(gradients, Tensor) and len(gradients) == len(inputs):
-            parameter.grad_sample = gradients[:own]
+    loss.backward()  # type: ignore[no-untyped-call]  # leaves no gradient of the whole chunk
     optimizer.accumulate(segments, num_units)

@@ -18,7 +18,12 @@ _FOUND: dict[tuple[object, ...], bool] = {}
 
 
 def place_matters(
-    model: nn.Module, *, input_shape: tuple[int, ...], rows: int, scored_for: Task | None = None
+    model: nn.Module,
+    *,
+    input_shape: tuple[int, ...],
+    rows: int,
+    scored_for: Task | None = None,
+    fixed_kernels: bool = True,
 ) -> bool:
     """Whether a row's bits depend on its place among `rows`: those of its gradient.
 
@@ -27,13 +32,19 @@ def place_matters(
     """
     device = next(model.parameters()).device
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    key = (repr(model), scored_for, input_shape, rows, str(device), threads, deterministic)
+    key = (repr(model), scored_for, input_shape, rows, str(device), threads, deterministic, fixed_kernels)
     if key not in _FOUND:
-        _FOUND[key] = _tried(copy.deepcopy(model), input_shape, rows, scored_for)
+        _FOUND[key] = _tried(copy.deepcopy(model), input_shape, rows, scored_for, fixed_kernels)
     return _FOUND[key]
 
 
-def _tried(model: nn.Module, input_shape: tuple[int, ...], rows: int, scored_for: Task | None) -> bool:
+def _tried(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    rows: int,
+    scored_for: Task | None,
+    fixed_kernels: bool,
+) -> bool:
     generator, device = torch.Generator().manual_seed(0), next(model.parameters()).device
     with torch.no_grad():
         for parameter in model.parameters():
@@ -45,7 +56,7 @@ def _tried(model: nn.Module, input_shape: tuple[int, ...], rows: int, scored_for
     def compute(shift: int) -> Tensor:
         moved = inputs.roll(shift, 0)
         if scored_for is None:
-            return _gradients(model, moved, targets.roll(shift, 0)).roll(-shift, 0)
+            return _gradients(model, moved, targets.roll(shift, 0), fixed_kernels).roll(-shift, 0)
         with torch.no_grad():
             return torch.as_tensor(scored_for.probabilities(model(moved))).roll(-shift, 0)
 
@@ -54,15 +65,12 @@ def _tried(model: nn.Module, input_shape: tuple[int, ...], rows: int, scored_for
     return not all(torch.equal(compute(shift), expected) for shift in shifts)
 
 
-def _gradients(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+def _gradients(model: nn.Module, inputs: Tensor, targets: Tensor, fixed_kernels: bool) -> Tensor:
+    """Row gradients of all parameters, or what they follow from, (rows, anything)."""
     from client.training.private import per_row_gradients
 
-    inputs.requires_grad_()
-    with per_row_gradients(model) as wrapped:
+    with per_row_gradients(model, fixed_kernels=fixed_kernels) as wrapped:
         losses = nn.functional.cross_entropy(wrapped(inputs), targets, reduction="none")
-        losses.sum().backward(inputs=[inputs])  # type: ignore[no-untyped-call]
+        losses.sum().backward()  # type: ignore[no-untyped-call]
         parameters: list[Any] = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        gradients = [parameter.grad_sample.flatten(1) for parameter in parameters]
-        for parameter in parameters:
-            parameter.grad_sample = None
-    return torch.cat(gradients, dim=1)
+        return torch.cat([parameter.grad_sample.contents() for parameter in parameters], dim=1)

@@ -1,26 +1,28 @@
 """Gaussian noise in whole numbers of a public grid, so that floating point cannot undo it.
 
-Guarantee: with spacing g, a sum S whose units are each rounded to multiples of g, and noise K from
-`integer_noise`, what is released is S / g + K, exactly, in int64. K = round(Z / g) + U with Z normal and U
-independent of everything, and S / g is whole, so S / g + K = round((S + Z) / g) + U: post-processing of the
-Gaussian mechanism on S. Division by a public number and rounding to float32 come after it and are
-post-processing as well. No released bit depends on how the noise or the sum was rounded.
+Guarantee: with spacing g, a sum S, and noise K from `integer_noise`, what is released is round(S / g) + K,
+exactly, in int64. K = round(Z / g) + U with Z normal and U independent of everything, so the release is
+round((g round(S / g) + Z) / g) + U: post-processing of the Gaussian mechanism on S rounded to the grid.
+Division by a public number and rounding to float32 come after it and are post-processing as well. No released
+bit depends on how the noise was rounded.
 
-Sensitivity: a unit's gradient is clipped to C in float64 (off by less than 1e-9 of C) and rounded coordinate
-by coordinate, which moves it by at most g/2 * sqrt(P) for P parameters. The standard deviation is raised by
-exactly that factor, 1 + 1e-9 + g sqrt(P) / (2 C), so sigma is what is accounted: less than two in a million
-up to 60 million parameters.
+Sensitivity of S rounded to the grid, for one unit more or less: C, plus what finite precision adds, at most
+a share of C of
+  CLIP_SLACK                      a norm that came out too small,
+  2 rounding_of_sums(M)           float64 sums in another order, of at most M sampled units (`most_sampled`),
+  g sqrt(P) / C                   rounding to the grid, g / 2 in each of P coordinates and both worlds.
+The standard deviation is raised by exactly that factor, so sigma is what is accounted: two in a hundred
+thousand where 128 units are expected in a step, and less than one in a thousand up to 10,000.
 
-The sampler is not the ideal normal: Z comes from 64 random bits by inversion in float64, which alone would
-leave holes between grid points beyond 6 sigma (arXiv 2112.05307 exploits such holes). U, uniform over 2**-9
-to 2**-8 of a standard deviation, fills them: adding it costs no privacy, and it raises the variance by
-1.3e-6. The probability of a window of that width is then right to 1e-5 up to 7 sigma (measured in the tests).
-Noise beyond 8.3 sigma (probability 1e-16 a number) has holes again, beyond 9.1 sigma it does not exist.
+The sampler is not the ideal normal: Z comes from 63 + 53 random bits in float64 (`randomness`), which alone
+would leave gaps between grid points far out (arXiv 2112.05307 exploits such gaps). U, uniform over 2**-9 to
+2**-8 of a standard deviation, fills them: adding it costs no privacy, and it raises the variance by 1.3e-6.
+The probability of a window of that width is then right to 1e-5 up to 7 sigma (measured in the tests). Noise
+beyond 9.4 sigma does not exist (probability 1e-20 a number).
 
-What remains. Timing: ndtri takes another branch in the tails and is not constant-time, so the seconds of a
-step depend on its noise (summed over all parameters) and, far more, on how many patients entered it; clocks
-are not noised. Kernels: that a patient's float32 gradient, before clipping, keeps its bits whoever else
-enters is the caller's part (`client.training.private`).
+What remains. Timing: the seconds of a step depend on how many patients entered it; clocks are not noised.
+Kernels: that a patient's float32 gradient, before clipping, keeps its bits whoever else enters is the
+caller's part (`client.training.private`).
 
 Sources: Mironov 2012, On Significance of the Least Significant Bits for Differential Privacy; Jin et al.,
 Are We There Yet? Timing and Floating-Point Attacks on Differential Privacy Systems, arXiv 2112.05307.
@@ -38,15 +40,34 @@ from common.privacy.randomness import Integers, Stream
 
 FINENESS = 2.0**-31
 """Spacing over C, at most: a million units that all point the same way still add up exactly."""
-CLIP_SLACK = 1e-9
-"""A norm in float64 and its factor are off by less than this share."""
+CLIP_SLACK = 5e-6
+"""Norms may come out too small by this share: sums of 128 squares in float32, 2**-24 each time."""
+LARGEST_COHERENCE = 2.0**11
+"""Terms of a unit's gradient that cancel to less than one part in so many count as if they left that part."""
+MOST_POSITIONS = 2**14
+"""Terms that are added to one coordinate in one chunk, at most."""
 _FILL = 2.0**-8
 """Width of the uniform fill over the standard deviation, at most."""
 _MOST_EXACT = 2.0**52
 """Half of the whole numbers that a float64 holds exactly: the sum of the units stays below."""
 _LARGEST_NOISE = 10.0
 """Standard deviations that no number of the sampler reaches."""
-_BLOCK = 1 << 14
+_BLOCK = 1 << 15
+
+
+def most_sampled(plan: PrivacyPlan) -> int:
+    """Units that enter a step, at most; that more do has a probability below 1e-100."""
+    return math.ceil(4 * plan.expected_batch_size) + 1000
+
+
+def rounding_of_sums(units: int) -> float:
+    """By what share of C rounding in float64 may move the sum of so many clipped units, at most.
+
+    Each of m additions is off by 2**-53 of all absolute values together, which are at most
+    LARGEST_COHERENCE * C for a unit; m is at most MOST_POSITIONS within a chunk, and at most as many chunks
+    follow as there are units. Source: Higham, Accuracy and Stability of Numerical Algorithms, section 4.2.
+    """
+    return (MOST_POSITIONS + units) * 2.0**-53 * LARGEST_COHERENCE * units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +91,8 @@ class NoiseGrid:
             raise ValueError(f"a grid needs at least one parameter, got {num_parameters}")
         clip, root = plan.l2_clip_norm, math.sqrt(num_parameters)
         spacing = 2.0 ** math.floor(math.log2(FINENESS * clip))
-        stddev = plan.noise_stddev * (1 + CLIP_SLACK + spacing * root / (2 * clip))
+        slack = CLIP_SLACK + 2 * rounding_of_sums(most_sampled(plan)) + spacing * root / clip
+        stddev = plan.noise_stddev * (1 + slack)
         too_many = plan.enrolled_units * clip / spacing > _MOST_EXACT
         if too_many or _LARGEST_NOISE * stddev / spacing > 2.0**62:
             raise GuardError(
@@ -92,6 +114,7 @@ def integer_noise(count: int, *, grid: NoiseGrid, stream: Stream) -> Integers:
         normal = np.asarray(stream.normal(len(block)), dtype=np.float64)
         normal *= scale
         block[:] = np.rint(normal, out=normal)
-        block += stream.integers(grid.fill, len(block))
-        block -= grid.fill // 2
+        fill = stream.integers(grid.fill, len(block))
+        fill -= grid.fill // 2
+        block += fill
     return noise

@@ -2,14 +2,15 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import httpx
 
 from common.errors import ConfigError
 from server.deployment.bell import Bell
-from server.deployment.control import Control
+from server.deployment.control import Control, online_of
 from server.provisioning.operator_config import OperatorFolder
+from server.provisioning.presence import Presence, presence_of
 from server.provisioning.roster import read_roster
 
 ENFORCE_S = 60.0
@@ -31,6 +32,8 @@ class Attendance:
         self._said: set[str] = set()
         self._names: dict[str, str] = {}
         self._online: dict[str, bool] = {}
+        self.presence: Mapping[str, Presence] = {}
+        """What Flower knew of each key when it could last be asked, by fingerprint."""
 
     @property
     def online(self) -> list[str]:
@@ -61,9 +64,10 @@ class Attendance:
     def look(self) -> bool:
         """Say who came and who went; whether the SuperLink could be asked."""
         try:
-            online = self._control.online()
+            nodes = self._control.nodes()
         except httpx.HTTPError:
             return False
+        online, self.presence = online_of(nodes), presence_of(nodes)
         with contextlib.suppress(ConfigError):  # told where the roster is enforced
             self._names = {entry.fingerprint: entry.name for entry in read_roster(self._folder.roster)}
         for fingerprint in [*online, *(set(self._online) - set(online))]:

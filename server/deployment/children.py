@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from common.child_process import ChildProcess
 from common.errors import ConfigError, FederationError
-from common.flower_programs import flower_environment, python_module
+from common.flower_programs import python_module
+from server.deployment.lean_environment import lean_environment
 from server.deployment.probes import Answer, front_answer
 from server.deployment.superlink import superlink_process, wait_until_healthy
 from server.provisioning.database import tidy
@@ -121,7 +122,7 @@ def front_process(folder: OperatorFolder, config: OperatorConfig) -> ChildProces
         *("--max-body-mb", str(network.max_body_mb)),
         *("--max-requests", str(network.max_connections), "--hold-s", str(network.hold_s)),
     )
-    environment = flower_environment(folder.flower_home)
+    environment = lean_environment(folder.flower_home)
     return ChildProcess(command, log=folder.logs / "front.log", env=environment, name="front")
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -91,8 +91,7 @@ class Control:
 
     def online(self) -> dict[str, bool]:
         """Whether each registered node is connected, by fingerprint of its key."""
-        known = (node for node in self.nodes() if node.status != _UNREGISTERED)
-        return {fingerprint_of_pem(node.public_key): node.status == _ONLINE for node in known}
+        return online_of(self.nodes())
 
     def start_run(self) -> int:
         """Submit the bundle of this release; Flower's id of the run."""
@@ -113,6 +112,12 @@ class Control:
             except httpx.HTTPStatusError as error:  # it ended by itself meanwhile
                 log.info("run %d could not be stopped: %d", run_id, error.response.status_code)
         return len(stale)
+
+
+def online_of(nodes: Iterable[NodeInfo]) -> dict[str, bool]:
+    """Whether each registered node is connected, by fingerprint of its key."""
+    known = (node for node in nodes if node.status != _UNREGISTERED)
+    return {fingerprint_of_pem(node.public_key): node.status == _ONLINE for node in known}
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from common.node_keys import fingerprint_of_pem
 from common.serialisation import set_message_id
 from server.deployment.bell import Bell
 from server.deployment.news import BELL, NEWS, Kind, News
+from server.deployment.outgoing import push
 from server.deployment.replies import NODE_UNAVAILABLE, Claimed, Incoming, unusable
 from server.provisioning.roster import RosterEntry, read_roster
 
@@ -107,6 +108,10 @@ class FederationGrid(HttpGrid):
                     forget_at=now + 2 * message.metadata.ttl + SENDING_S,
                 )
         return message_ids
+
+    def _try_push_messages(self, run_id: int, messages: Iterable[Message]) -> list[str]:
+        """Flower's place for what is sent; see `outgoing`."""
+        return push(self._runtime_client, self.node, run_id, list(messages))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are whole; an error reply for what is unusable and for hospitals that are gone."""

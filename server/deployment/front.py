@@ -28,10 +28,13 @@ from server.deployment.caller import Caller, Callers, Standing
 from server.deployment.intake import Intake
 from server.deployment.listening import Listening
 from server.deployment.news import BELL, NEWS, News
+from server.deployment.parked import Parked, ParkedResponse
+from server.deployment.passage import Passage
 from server.deployment.refused import Refused
+from server.deployment.shelf import Shelf, piece_asked_for
 
 FLEET = "/v1/fleet/"
-PULL = FLEET + "pull-messages"
+PULL, PULL_OBJECT = FLEET + "pull-messages", FLEET + "pull-object"
 OPEN_PATHS = frozenset(
     FLEET + call
     for call in (
@@ -87,7 +90,7 @@ class Front:
         self._bell = Listening(Bell(settings.state / BELL))
         self._books = Books(News(settings.state / NEWS), most_reply_bytes=settings.max_reply_bytes)
         self._callers = Callers(settings.roster)
-        self._intake = Intake()
+        self._intake, self._passage, self._shelf = Intake(settings.state), Passage(), Shelf()
         self._open = 0
         self._open_of: Counter[str] = Counter()
         self._held_at: dict[str, float] = {}
@@ -164,27 +167,53 @@ class Front:
         path, is_stranger = request.scope["path"], caller.standing is Standing.STRANGER
         limit = _STRANGERS_BODY if is_stranger else self._settings.max_body_bytes
         within_s = _STRANGERS_BODY_S if is_stranger else _BODY_S
-        async with self._intake.body(request, limit=limit, within_s=within_s) as body:
+        async with self._intake.body(request, limit=limit, within_s=within_s) as parked:
             if path == PULL:
-                return await self._pull(request, caller.key, headers, body)
-            if is_stranger:
-                return await self._forward(path, headers, body)
-            return await self._books.through(
-                path.removeprefix(FLEET), caller.key, body, lambda: self._forward(path, headers, body)
-            )
+                return await self._pull(request, caller.key, headers, parked.content())
+            if path == PULL_OBJECT and parked.is_small:
+                return await self._piece(headers, parked.content())
+            async with contextlib.AsyncExitStack() as stack:
+                if not parked.is_small:
+                    await stack.enter_async_context(self._passage.slot())
+                body = parked.content()
+                if is_stranger:
+                    return await self._forward(path, headers, body)
+                return await self._books.through(
+                    path.removeprefix(FLEET), caller.key, body, lambda: self._forward(path, headers, body)
+                )
+
+    async def _piece(self, headers: Mapping[str, str], body: bytes) -> Response:
+        """A piece of a model: from the shelf, or through the passage. Raises Refused."""
+        name = piece_asked_for(body)
+        if (piece := self._shelf.take(name)) is None:
+            async with self._passage.slot():
+                if (piece := self._shelf.take(name)) is None:  # nobody has fetched it meanwhile
+                    response = await self._forward(PULL_OBJECT, headers, body)
+                    if isinstance(response, ParkedResponse) and response.status_code == 200:
+                        self._shelf.keep(name, response.parked)
+                    return response
+        return ParkedResponse(piece, 200, {**self._about, "content-type": _PROTOBUF})
 
     async def _forward(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
-        """Ask the SuperLink; whatever a SuperNode would die of becomes 503."""
+        """Ask the SuperLink; whatever a SuperNode would die of becomes 503. A large answer is parked."""
+        parked = Parked(self._settings.state)
         try:
-            answer = await self._upstream.post(path, headers=headers, content=body)
+            async with self._upstream.stream("POST", path, headers=headers, content=body) as answer:
+                async for stretch in answer.aiter_bytes():
+                    parked.add(stretch)
         except httpx.HTTPError as error:
+            parked.close()
             log.warning("the SuperLink does not answer (%s)", type(error).__name__)
             return self._busy()
         if answer.status_code not in _PASSED_ON:
+            parked.close()
             log.warning("the SuperLink answered %s with %d", path, answer.status_code)
             return self._busy()
-        kind = answer.headers.get("content-type", _PROTOBUF)
-        return Response(answer.content, answer.status_code, {**self._about, "content-type": kind})
+        about = {**self._about, "content-type": answer.headers.get("content-type", _PROTOBUF)}
+        if path == PULL_OBJECT and not parked.is_small:
+            return ParkedResponse(parked, answer.status_code, about)
+        with parked:
+            return Response(parked.content(), answer.status_code, about)
 
     async def _pull(self, request: Request, key: str, headers: Mapping[str, str], body: bytes) -> Response:
         """Hold the caller until there is a message for it, the hold is over, or it has gone."""

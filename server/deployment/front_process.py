@@ -16,6 +16,7 @@ import uvicorn
 
 from server.deployment.connections import HANDSHAKE_S, IDLE_S, BoundedConnection
 from server.deployment.front import Front, FrontSettings
+from server.deployment.rings import look_for_rings
 from server.deployment.seldom import Seldom
 
 _MOST_FILES = 65_536
@@ -40,6 +41,7 @@ def main() -> None:
         hold_s=options.hold_s,
     )
     _allow_files()
+    look_for_rings()
     config = configuration(Front(settings), options.certificate, options.key, settings.max_requests)
     config.host, config.port = host.strip("[]"), int(port)
     server = uvicorn.Server(config)

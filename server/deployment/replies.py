@@ -13,17 +13,13 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.message_pb2 import Metadata as Head
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectUnavailableError,
-    inflate_object_from_contents,
-    pull_objects,
-)
+from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from common.serialisation import set_message_id
+from server.deployment.inflation import inflated
 
 REPLY_UNUSABLE, NODE_UNAVAILABLE = 4, 5
 """Flower's numbers for an error reply: the reply cannot be had, the node has gone."""
@@ -73,9 +69,7 @@ class Incoming:
                 raise
 
         try:
-            object_ids = [tree.object_id for tree in iterate_object_tree(claimed.tree)]
-            contents = pull_objects(object_ids, pull_once, max_tries_per_object=1)
-            reply = _as_message(inflate_object_from_contents(claimed.head.message_id, contents))
+            reply = _as_message(inflated(claimed.tree, pull_once))
             _check(reply, claimed.head, from_node)
         except Exception as error:
             if not is_complete:

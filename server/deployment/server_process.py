@@ -102,6 +102,9 @@ def acquire_task(address: str, authority: bytes, secret: bytes) -> str:
 def _run_app(grid: FederationGrid, task: PullTaskInputResponse, config: FederationConfig) -> None:
     from server.app import app
 
+    if config.claims_privacy:  # else the first reply of each run would wait for it
+        import dp_accounting.pld.privacy_loss_distribution  # noqa: F401
+
     TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id
     TaskIdentity.node_id = task.context.node_id
     grid.set_run(Run.create_empty(run_id=task.run.run_id))

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from common.child_process import ChildProcess
 from common.errors import ConfigError, FederationError
-from common.flower_programs import flower_environment, program
+from common.flower_programs import python_module
+from server.deployment.lean_environment import lean_environment
 from server.deployment.probes import superlink_answer
 from server.provisioning.operator_config import OperatorConfig, OperatorFolder
 
@@ -15,7 +16,8 @@ _START_S = 60.0
 def superlink_process(folder: OperatorFolder, config: OperatorConfig) -> ChildProcess:
     """The SuperLink of this federation, not yet started."""
     command = [
-        *(program("flower-superlink"), "--host", "127.0.0.1", "--port", str(config.network.superlink_port)),
+        *python_module("server.deployment.superlink_process"),
+        *("--host", "127.0.0.1", "--port", str(config.network.superlink_port)),
         *("--ssl-ca-certfile", str(folder.ca_certificate)),
         *("--ssl-certfile", str(folder.server_certificate), "--ssl-keyfile", str(folder.server_key)),
         *("--enable-supernode-auth", "--database", str(folder.database)),
@@ -23,7 +25,7 @@ def superlink_process(folder: OperatorFolder, config: OperatorConfig) -> ChildPr
         "--disable-runtime-dependency-installation",
     ]
     folder.flower_home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    environment = flower_environment(folder.flower_home, FLWR_LOG_LEVEL="WARNING")
+    environment = lean_environment(folder.flower_home, FLWR_LOG_LEVEL="WARNING")
     return ChildProcess(command, log=folder.superlink_log, env=environment, name="superlink")
 
 

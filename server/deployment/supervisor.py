@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
@@ -18,13 +19,14 @@ from common.child_process import ChildProcess
 from common.errors import ConfigError, FederationError
 from common.exit_codes import ExitCode, exit_code_of
 from common.files import write_bytes_atomically, write_json_atomically
-from common.flower_programs import flower_environment, python_module
+from common.flower_programs import python_module
 from common.health import HealthServer
 from common.node_keys import refuse_readable_by_others
 from server.deployment.attendance import Attendance
 from server.deployment.children import Kept, start_front, start_superlink
 from server.deployment.control import Control
 from server.deployment.endings import LAST_ERROR, Ending
+from server.deployment.lean_environment import lean_environment
 from server.deployment.news import NEWS
 from server.deployment.probes import Answer, front_answer, superlink_answer
 from server.deployment.run_choice import choose_folder, forget_result, status_of, take_run
@@ -157,7 +159,7 @@ class Supervisor:
                     ) from None
                 time.sleep(_TICK_S)
         command = python_module("server.deployment.server_process", str(self._folder.path), str(self._run))
-        environment = flower_environment(self._folder.flower_home)
+        environment = lean_environment(self._folder.flower_home)
         log = self._folder.federation_log
         self._server = ChildProcess(command, log=log, env=environment, name="server process")
         self._server.start()
@@ -230,6 +232,7 @@ class Supervisor:
             "round": self._rounds.closed if hasattr(self, "_rounds") else 0,
             "processes": {c.name: c.pid for c in self._children if c.is_running},
             "online": self._attendance.online,
+            "presence": {key: asdict(known) for key, known in self._attendance.presence.items()},
         }
         with contextlib.suppress(OSError):
             write_json_atomically(self._folder.server_json, content)

@@ -1,13 +1,15 @@
-"""Which hospitals are connected now, asked of Flower's SuperLink on loopback."""
+"""Which hospitals are connected now, as the running server has just noted or Flower's SuperLink says."""
 
+import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from common.flower_programs import without_proxy_on_loopback
 from common.health import Health, ask_health
+from common.machine import is_locked
 from common.node_keys import fingerprint_of_pem
 from server.provisioning.operator_config import OperatorConfig, OperatorFolder
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from flwr.proto.node_pb2 import NodeInfo
 
 _PATIENCE = 2
+_FRESH_S = 15.0
+"""A running server notes it every 5 s."""
 SERVICES = {"server": "", "superlink": "superlink", "open path": "front", "run": "run"}
 """Services of the server's gRPC health, by the word that a person reads."""
 
@@ -50,6 +54,27 @@ def presence_by_fingerprint(folder: OperatorFolder, config: OperatorConfig) -> M
             nodes = control.nodes()
     except (httpx.HTTPError, OSError):
         return {}
+    return presence_of(nodes)
+
+
+def noted_presence(folder: OperatorFolder) -> Mapping[str, Presence] | None:
+    """The same as the running server has noted it in state/server.json, 15 s old at most; None without one.
+
+    Asking Flower itself takes a second: its package imports most of itself.
+    """
+    if not is_locked(folder.lock):
+        return None
+    try:
+        noted = json.loads(folder.server_json.read_text())
+        if noted["state"] != "running" or not 0 <= time.time() - noted["updated"] <= _FRESH_S:
+            return None
+        return {key: Presence(**known) for key, known in noted["presence"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def presence_of(nodes: Iterable["NodeInfo"]) -> dict[str, Presence]:
+    """What Flower's list of nodes says of each key, by fingerprint."""
     known: dict[str, Presence] = {}
     for node in nodes:
         presence = _presence(node)

@@ -8,7 +8,6 @@ from common.machine import is_locked
 from server.provisioning.operator_config import FEDERATION, OperatorFolder
 from server.reporting.run_overview import INTERRUPTED, RUNNING, state_of
 from server.reporting.run_record import CONFIG, FINISHED, RESULT, read_run
-from server.run_state import frozen_settings
 
 
 def find_run(run: str | None, *, directory: Path | None, runs: Path | None) -> Path:
@@ -75,6 +74,8 @@ def has_begun(path: Path) -> bool:
 
 def changed_settings(path: Path, config: FederationConfig) -> list[str]:
     """Settings of `config` that an unfinished run does not allow to be changed any more, by key."""
+    from server.run_state import frozen_settings  # numpy and Flower, which no other command here needs
+
     try:
         record = read_run(path)
     except FederationError:

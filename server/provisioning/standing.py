@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from common.command_line import plain_table
 from common.health import Health
 from server.provisioning.operator_config import OperatorFolder
-from server.provisioning.presence import health_of, presence_by_fingerprint
+from server.provisioning.presence import health_of, noted_presence, presence_by_fingerprint
 from server.provisioning.roster import read_roster
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ def standing_of(folder: OperatorFolder) -> dict[str, Any]:
     config = folder.config()
     health = health_of(config)
     is_up = health["superlink"] in (Health.SERVING, Health.UNKNOWN)
-    known = presence_by_fingerprint(folder, config) if is_up else {}
+    noted = noted_presence(folder) if is_up else {}
+    known = presence_by_fingerprint(folder, config) if noted is None else noted
     hospitals = []
     for entry in read_roster(folder.roster):
         presence = known.get(entry.fingerprint)

@@ -9,6 +9,7 @@ from server.reporting.run_record import RunRecord
 from server.reporting.small_print import limits, versions
 from server.reporting.validation_part import VALIDATION_HEADER, validation_note, validation_rows
 
+_MOST_ROWS = 100
 _PRIVACY_HEADER = (
     "hospital",
     "epsilon",
@@ -91,11 +92,13 @@ def _input(run: RunRecord) -> str:
 def _data(run: RunRecord) -> list[str]:
     counts = [h.enrolled_patients for h in run.hospitals if h.enrolled_patients is not None]
     enrolled = f", {quantity(sum(counts))} {run.unit}s enrolled in all (rounded, public)" if counts else ""
-    rows = [(hospital.name, quantity(hospital.enrolled_patients)) for hospital in run.hospitals]
+    shown = run.hospitals[:_MOST_ROWS]
+    rows = [(hospital.name, quantity(hospital.enrolled_patients)) for hospital in shown]
     return [
         f"{plain(run.data_name)}: {len(run.hospitals)} hospitals{enrolled}. Only public numbers are stated; "
         "how many patients a hospital truly holds, and with which labels, stays there.",
         _table(("hospital", f"enrolled {run.unit}s"), rows),
+        *_others(run),
     ]
 
 
@@ -132,15 +135,22 @@ def _privacy(run: RunRecord, statement: PrivacyStatement) -> list[str]:
             figure(hospital.sample_rate),
             quantity(hospital.steps),
         )
-        for hospital in run.hospitals
+        for hospital in run.hospitals[:_MOST_ROWS]
     ]
     return [
         "After NIST SP 800-226, Guidelines for Evaluating Differential Privacy Guarantees.",
         _bullets(f"**{plain(name)}**: {plain(text)}" for name, text in statement.facts),
         _table(_PRIVACY_HEADER, rows),
+        *_others(run),
         "Not covered:",
         _bullets(plain(line) for line in statement.not_covered),
     ]
+
+
+def _others(run: RunRecord) -> list[str]:
+    """How many hospitals a table leaves out: the card goes to each of them."""
+    more = len(run.hospitals) - _MOST_ROWS
+    return [f"And {more} hospitals more, in `result.json` of the run."] if more > 0 else []
 
 
 def _results(run: RunRecord) -> list[str]:

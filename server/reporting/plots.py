@@ -8,11 +8,11 @@ from pathlib import Path
 from common.files import write_bytes_atomically
 from server.reporting.canvas import Plot, canvas, line_style, short, whole_ticks
 from server.reporting.html import bound, duration, figure, interval, size
-from server.reporting.run_history import growth, participation_counts, round_seconds
+from server.reporting.run_history import growths, participation_counts, round_seconds
 from server.reporting.run_record import HospitalSummary, RunRecord
 from server.reporting.style import COLOURS
 
-_MOST_LINES, _MOST_BARS = 8, 40
+_MOST_LINES, _MOST_BARS, _MOST_NAMES = 8, 40, 60
 _CURVES = {"auc": "AUC", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1": "F1"}
 
 
@@ -161,9 +161,9 @@ def epsilon_growth(run: RunRecord) -> Plot | None:
     if not run.private:
         return None
     curves: dict[tuple[tuple[int, float], ...], list[str]] = {}
-    for hospital in run.hospitals:
-        if grown := growth(run, hospital):
-            curves.setdefault(tuple(grown), []).append(hospital.name)
+    for name, grown in growths(run).items():
+        if grown:
+            curves.setdefault(tuple(grown), []).append(name)
     if not curves:
         return None
     shown = dict(sorted(curves.items(), key=lambda item: -item[0][-1][1])[:_MOST_LINES])
@@ -178,7 +178,7 @@ def epsilon_growth(run: RunRecord) -> Plot | None:
         axes.legend(fontsize=9)
         png = render()
     ends = "; ".join(
-        f"{', '.join(names)}: {bound(points[-1][1])} after round {points[-1][0]}"
+        f"{_listed(names)}: {bound(points[-1][1])} after round {points[-1][0]}"
         for points, names in shown.items()
     )
     title = "Epsilon over the rounds (this run alone)"
@@ -189,13 +189,14 @@ def participation(run: RunRecord) -> Plot | None:
     """Round by hospital: who was aggregated, late, refused or failed."""
     if not run.participation:
         return None
-    names = list(dict.fromkeys(name for name, _ in run.participation))
+    row_of = {name: row for row, name in enumerate(dict.fromkeys(name for name, _ in run.participation))}
+    names = list(row_of)
     rounds = max(number for _, number in run.participation)
     with canvas(height=min(12.0, 1.5 + 0.26 * len(names))) as (axes, render):
         axes.grid(visible=False)
         for outcome, marker, colour in _OUTCOME_MARKS:
             places = [
-                (number, names.index(name))
+                (number, row_of[name])
                 for (name, number), reply in run.participation.items()
                 if reply.outcome == outcome
             ]
@@ -203,12 +204,13 @@ def participation(run: RunRecord) -> Plot | None:
                 dots = max(4.0, min(60.0, 3000 / max(rounds, len(names))))
                 x, y = zip(*places, strict=True)
                 axes.scatter(x, y, marker=marker, s=dots, color=colour, label=outcome)
-        axes.set_yticks(range(len(names)), [short(name) for name in names])
+        labelled = range(0, len(names), -(-len(names) // _MOST_NAMES))
+        axes.set_yticks(labelled, [short(names[row]) for row in labelled])
         axes.set(xlabel="round", ylim=(len(names) - 0.4, -0.6), xlim=(0.2, rounds + 0.8))
         whole_ticks(axes)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, fontsize=9)
         png = render()
-    text = "; ".join(f"{name} {counts}" for name, counts in participation_counts(run).items())
+    text = _listed([f"{name} {counts}" for name, counts in participation_counts(run).items()], between="; ")
     return Plot(name="participation", title="Who took part", alt=f"Dots, round by hospital: {text}.", png=png)
 
 
@@ -264,6 +266,12 @@ def _roc_curves(run: RunRecord) -> dict[str, tuple[list[float], list[float]]]:
         for name, curve in points.items()
         if isinstance(curve, dict) and curve.get("fpr")
     }
+
+
+def _listed(texts: Sequence[str], *, between: str = ", ") -> str:
+    """The texts, after sixty of them only how many more there are."""
+    more = [f"{len(texts) - _MOST_NAMES} more"] if len(texts) > _MOST_NAMES else []
+    return between.join([*texts[:_MOST_NAMES], *more])
 
 
 def _spent(hospital: HospitalSummary) -> str:

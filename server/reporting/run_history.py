@@ -11,12 +11,17 @@ N = TypeVar("N", int, float)
 _CURVE_POINTS = 12
 
 
-def growth(run: RunRecord, hospital: HospitalSummary) -> list[tuple[int, float]]:
-    """(round, epsilon after it) at about twelve rounds: as reported, else composed from the plan."""
-    replies = sorted(
-        (r for (name, _), r in run.participation.items() if name == hospital.name and r.outcome != "refused"),
-        key=lambda r: r.round_number,
-    )
+def growths(run: RunRecord) -> dict[str, list[tuple[int, float]]]:
+    """By hospital, (round, epsilon after it) at about twelve rounds: as reported, else from the plan."""
+    replies: dict[str, list[Reply]] = {}
+    for (name, _), reply in run.participation.items():
+        if reply.outcome != "refused":
+            replies.setdefault(name, []).append(reply)
+    return {hospital.name: _growth(replies.get(hospital.name, []), hospital) for hospital in run.hospitals}
+
+
+def _growth(unsorted: Sequence[Reply], hospital: HospitalSummary) -> list[tuple[int, float]]:
+    replies = sorted(unsorted, key=lambda r: r.round_number)
     reported = [(r.round_number, r.epsilon) for r in replies if r.epsilon is not None]
     if reported:
         return _thinned(reported)
@@ -61,10 +66,11 @@ def participation_counts(run: RunRecord) -> dict[str, str]:
 def round_seconds(run: RunRecord) -> list[tuple[int, float, float]]:
     """(round, seconds from the first message to its close, seconds of the longest training)."""
     rows = []
+    replies: dict[tuple[int, int], list[Reply]] = {}
+    for reply in run.replies:
+        replies.setdefault((reply.round_number, reply.attempt), []).append(reply)
     for closed in run.rounds:
-        here = [
-            r for r in run.replies if (r.round_number, r.attempt) == (closed.round_number, closed.attempt)
-        ]
+        here = replies.get((closed.round_number, closed.attempt), [])
         if sent := [reply.sent for reply in here if reply.sent is not None]:
             longest = max((reply.training_s or 0.0 for reply in here), default=0.0)
             rows.append((closed.round_number, max(0.0, closed.closed - min(sent)), longest))

@@ -28,7 +28,8 @@ from common.examples import Examples
 from common.files import write_bytes_atomically
 from common.models.registry import build_model, initial_parameters, load_parameters
 from common.preprocessing import Preprocessing
-from common.privacy.accountant import epsilon, solve_noise_multiplier
+from common.privacy.accountant import epsilon
+from common.privacy.calibration import solve_noise_multiplier
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import ReproducibleRandomness, SecureRandomness
 from common.tasks import make_task

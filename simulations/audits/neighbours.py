@@ -11,7 +11,6 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 from torch import nn
 
 from common.config import ModelSpec
@@ -20,30 +19,27 @@ from common.models.registry import build_model, initial_parameters, load_paramet
 from common.preprocessing import Preprocessing
 from common.privacy.randomness import ReproducibleRandomness
 from common.tasks import Task
-from simulations.audits.chosen_weights import FEW, MORE, network_of_attacker, patients
-from simulations.audits.finding import ALPHA, Finding
-from simulations.audits.probe import (
-    CLIP,
-    HARDLY_ANY_NOISE,
-    TASK,
-    blank_network,
-    lit_films,
-    make_plan,
-    noisy_sums,
+from simulations.audits.finding import Finding
+from simulations.audits.movements import (
+    ROUNDING,
+    WITHOUT_EFFECT,
+    Moved,
+    in_a_large_layer,
+    largest_noise,
+    over_several_steps,
+    that_cancels,
+    with_a_tiny_clip,
+    with_chosen_weights,
 )
+from simulations.audits.probe import TASK, make_plan, noisy_sums
 from simulations.audits.released_steps import Vector, watched_steps
 
 KINDS = ("scaled", "nan", "infinite", "rare class", "duplicate", "black", "many images", "alone", "nothing")
-WITHOUT_EFFECT = ("nan", "infinite", "nothing")
-"""Such a patient must count as zero."""
-CHOSEN_WEIGHTS = "weights chosen by an attacker"
 RAGGED = (1, 3, 1, 2, 4, 1)
 """Images of each of the others."""
 SIZE = 28
 SCALED, NAN, INFINITE = 251, 252, 253
 """Values of the first pixel that make a record what no decoder would."""
-ROUNDING = 1e-5
-_SEVERAL = 3
 
 
 class Hostile(Preprocessing):
@@ -161,7 +157,7 @@ def audit_neighbours(
 ) -> Finding:
     """White-box: no patient moves the clipped sum by more than C(1 + 1e-5)."""
     cases = _cases(models, clips, chunks, size=size, lengths=lengths)
-    return _judged("neighbours", [_Moved.of(clipped_sum, kind, case) for kind, case in product(kinds, cases)])
+    return _judged("neighbours", [_moved(clipped_sum, kind, case) for kind, case in product(kinds, cases)])
 
 
 def audit_neighbours_black_box(
@@ -173,69 +169,16 @@ def audit_neighbours_black_box(
 ) -> Finding:
     """Black-box: no patient moves the update by more than C, nor that of several steps by several times C."""
     cases = _cases(models, clips, chunks)
-    moved = [_Moved.of(released_sum, kind, case) for kind, case in product(kinds, cases)]
-    moved += [_over_several_steps(), _with_chosen_weights()]
+    moved = [_moved(released_sum, kind, case) for kind, case in product(kinds, cases)]
+    moved += [over_several_steps(), with_chosen_weights(), that_cancels(), with_a_tiny_clip()]
+    moved.append(in_a_large_layer())
     return _judged("neighbours, black box", moved, black_box=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Moved:
-    """One movement and what it may be."""
-
-    kind: str
-    by: float
-    tolerance: float
-
-    @classmethod
-    def of(cls, see: See, kind: str, case: Case) -> "_Moved":
-        weights = sum(parameter.numel() for parameter in case.network.parameters())
-        noise = _largest_noise(weights) if see is released_sum else 0.0
-        return cls(kind=kind, by=movement(see, kind, case), tolerance=ROUNDING + noise)
-
-    @property
-    def allowed(self) -> bool:
-        """Comparisons with nan are false: not finite is not allowed."""
-        least = 1e-4 if self.kind in WITHOUT_EFFECT else 1.0
-        return self.by <= least + self.tolerance
-
-    @property
-    def reached(self) -> bool:
-        """The clip is what holds the patient: the bound is reached, not merely kept."""
-        return self.kind in (*WITHOUT_EFFECT, CHOSEN_WEIGHTS) or self.by > 0.999 - self.tolerance
-
-
-def _over_several_steps() -> _Moved:
-    """The part of one patient in a round of several steps: what is left of a step must not enter the next."""
-    side, plan = 4, make_plan(steps=_SEVERAL)
-    lit = np.arange(6)
-    there, away = (
-        noisy_sums(model=blank_network(side), examples=lit_films(pixels, side), plan=plan)
-        for pixels in (lit, lit[:-1])
-    )
-    by = float(np.linalg.norm(there - away)) / (_SEVERAL * CLIP)
-    return _Moved(kind="several steps", by=by, tolerance=ROUNDING + _largest_noise(2 * side * side))
-
-
-def _with_chosen_weights() -> _Moved:
-    """One patient more where that picks other kernels, whose last bits the weights make large."""
-    plan = make_plan()
-    there, away = (
-        noisy_sums(
-            model=network_of_attacker()[0],
-            examples=patients(count),
-            plan=plan,
-            learning_rate=1e4 * plan.enrolled_units / CLIP,
-            preprocessing=Preprocessing(image_size=SIZE, channels=1),
-        )
-        for count in (MORE, FEW)
-    )
-    # Beside weights of 1e8 an update is only known to a hundredth; the attack would move it by a dozen C.
-    return _Moved(kind=CHOSEN_WEIGHTS, by=float(np.linalg.norm(there - away)) / CLIP, tolerance=0.1)
-
-
-def _largest_noise(weights: int) -> float:
-    """Norm of the noise of two runs, in units of C, that is exceeded with probability ALPHA / 1000."""
-    return float(HARDLY_ANY_NOISE * np.sqrt(2 * stats.chi2.isf(ALPHA / 1000, weights)))
+def _moved(see: See, kind: str, case: Case) -> Moved:
+    weights = sum(parameter.numel() for parameter in case.network.parameters())
+    noise = largest_noise(weights) if see is released_sum else 0.0
+    return Moved(kind=kind, by=movement(see, kind, case), tolerance=ROUNDING + noise)
 
 
 def _cases(
@@ -252,7 +195,7 @@ def _cases(
     ]
 
 
-def _judged(audit: str, moved: Sequence[_Moved], *, black_box: bool = False) -> Finding:
+def _judged(audit: str, moved: Sequence[Moved], *, black_box: bool = False) -> Finding:
     too_far = sorted({m.kind for m in moved if not m.allowed})
     slack = sorted({m.kind for m in moved if not m.reached})
     holding = [m.by for m in moved if m.kind not in WITHOUT_EFFECT]

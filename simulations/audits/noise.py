@@ -38,6 +38,8 @@ from simulations.audits.released_steps import Step, watched_steps
 SPEC = ModelSpec(name="cnn-flatten", channels=1, image_size=8, num_outputs=2)
 SIGMA = 1.3
 _LAGS = (1, 2, 3, 7, 64, 1 << 12, 1 << 16)
+_LARGE, _LAGS_OF_LARGE = 512, tuple(1 << power for power in range(10, 19))
+"""Side of films whose network has half a million weights: their noise may be drawn in pieces."""
 
 
 def audit_noise(*, hospitals: int = 2, rounds: int = 2, steps: int = 4) -> Finding:
@@ -67,7 +69,8 @@ def audit_noise_black_box(*, rounds: int = 4, side: int = 64, steps: int = 3) ->
 
     def update(plan: PrivacyPlan, examples: Examples, number: int) -> Vector:
         with same_global_seeds():
-            return noisy_sums(model=blank_network(side), examples=examples, plan=plan, round_number=number)
+            model = blank_network(examples.inputs["image"].shape[-1])
+            return noisy_sums(model=model, examples=examples, plan=plan, round_number=number)
 
     numbers = range(1, rounds + 1)
     # Two hospitals without a gradient: their updates are noise.
@@ -92,6 +95,11 @@ def audit_noise_black_box(*, rounds: int = 4, side: int = 64, steps: int = 3) ->
     p_values["no period"] = least(
         [correlation_p_value(v[:-lag], v[lag:]) for v, lag in product(alone, _LAGS) if lag < len(v) // 2]
     )
+    large = update(single, black_films(1, _LARGE), 1)
+    p_values["no period in a large parameter"] = least(
+        [correlation_p_value(large[:-lag], large[lag:]) for lag in _LAGS_OF_LARGE]
+    )
+    p_values["variance of a large parameter"] = variance_p_value(large, stddev=stated)
     over = np.std(np.concatenate(added)) / (stated * np.sqrt(steps))
     extra = {f"measured over stated standard deviation, {steps} steps": float(over)}
     return _judged("noise, black box", p_values, flat / stated, extra, black_box=True)

@@ -4,6 +4,8 @@ What differs between two such updates is chance and nothing else: noise, which e
 of, and who was drawn, which must not be the same twice.
 """
 
+from itertools import combinations
+
 import numpy as np
 
 from common.config import ModelSpec
@@ -21,10 +23,18 @@ def audit_repeated_noise(*, models: tuple[str, ...] = ("softmax", "cnn1"), round
     """Black-box: in full batches updates of one round differ by the charged noise, in each parameter."""
     p_values: dict[str, float] = {}
     for name in models:
-        for parameter, noise in _differences(name, rounds).items():
-            p_values[f"{parameter} of {name}"] = variance_p_value(noise, stddev=SIGMA * CLIP * np.sqrt(2))
+        differences = _differences(name, rounds)
+        for parameter, noise in differences.items():
+            p_values[f"{parameter} of {name}"] = variance_p_value(
+                noise.ravel(), stddev=SIGMA * CLIP * np.sqrt(2)
+            )
+        for (one, first), (other, second) in combinations(differences.items(), 2):
+            shared = min(first.shape[1], second.shape[1])
+            p_values[f"{one} with {other} of {name}"] = correlation_p_value(
+                first[:, :shared].ravel(), second[:, :shared].ravel()
+            )
     wrong = suspicious(p_values)
-    said = f"Each of {len(p_values)} parameters has the charged noise."
+    said = f"Each parameter has the charged noise, of its own ({len(p_values)} checks)."
     return Finding(
         audit="repeated rounds, noise",
         passed=not wrong,
@@ -54,7 +64,7 @@ def audit_repeated_draws(*, rounds: int = 60) -> Finding:
 
 
 def _differences(name: str, rounds: int) -> dict[str, Vector]:
-    """By parameter: differences of the sums of two rounds, over pairs of rounds."""
+    """By parameter: differences of the sums of two rounds, (pairs of rounds, numbers)."""
     spec = ModelSpec(name=name, channels=1, image_size=SIZE, num_outputs=2)
     rng = np.random.default_rng(3)
     films = table(
@@ -77,4 +87,4 @@ def _differences(name: str, rounds: int) -> dict[str, Vector]:
             )
     apart = np.stack(sums)[::2] - np.stack(sums)[1::2]
     edges = np.cumsum([weights.size for weights in start.values()])[:-1]
-    return {name: part.ravel() for name, part in zip(start, np.split(apart, edges, axis=1), strict=True)}
+    return dict(zip(start, np.split(apart, edges, axis=1), strict=True))

@@ -61,10 +61,10 @@ class _Noting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
-    def stream(self, *, purpose: Any, round_number: int, step: int) -> Stream:
+    def stream(self, *, purpose: Any, round_number: int, step: int, part: int = 0) -> Stream:
         if purpose == "sampling":
             self._entered.append([])
-        return self._source.stream(purpose=purpose, round_number=round_number, step=step)
+        return self._source.stream(purpose=purpose, round_number=round_number, step=step, part=part)
 
 
 def entered_rows(*, steps: int, rounds: int = 1, rate: float = RATE, physical_batch_size: int = 256) -> Taken:

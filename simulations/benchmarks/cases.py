@@ -1,7 +1,8 @@
-"""Which steps are measured: a network, an image size, a batch (imports no torch)."""
+"""Which steps are measured: a network, an image size, a batch (imports no torch by itself)."""
 
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from common.errors import ConfigError
@@ -32,6 +33,25 @@ class StepCase:
         """As on the command line, the inverse of `parse`."""
         return f"{self.model}:{self.image_size}:{self.batch_size}{':ragged' if self.ragged else ''}"
 
+    @property
+    def num_parameters(self) -> int:
+        """Of the network, with two outputs (imports torch)."""
+        from common.config import ModelSpec
+        from common.models.registry import parameter_template
+
+        spec = ModelSpec(name=self.model, channels=self.channels, image_size=self.image_size, num_outputs=2)
+        return sum(math.prod(shape) for shape in parameter_template(spec).values())
+
+    @property
+    def even(self) -> "StepCase":
+        """The same rows, one for each patient."""
+        return replace(self, ragged=False)
+
+    @property
+    def with_ragged(self) -> "StepCase":
+        """The same rows, two to five for each patient."""
+        return replace(self, ragged=True)
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read `cnn:28:128` or `cnn:28:128:ragged`; raises ConfigError."""
@@ -53,10 +73,20 @@ class StepCase:
 
 DEFAULT_CASES = "cnn-small:28:128,cnn:28:128"
 """Ends within three minutes on two cores, everything else included."""
-ALL_CASES = (
-    "cnn-small:28:128,cnn:28:128,cnn:64:64,cnn:150:32,cnn-flatten:28:128,cnn-flatten:64:64,cnn-flatten:150:32,"
-    "resnet18:64:64,cnn:28:128:ragged,resnet18:64:64:ragged"
+FIGURE_STEPS = (
+    "cnn:28:128",
+    "cnn:64:64",
+    "cnn:150:32",
+    "cnn-flatten:28:128",
+    "cnn-flatten:64:64",
+    "cnn-flatten:150:32",
+    "resnet18:64:64",
 )
+"""The steps that have a bar in docs/benchmarks.md."""
+ALL_CASES = ",".join(
+    ["cnn-small:28:128", *(text + ragged for text in FIGURE_STEPS for ragged in ("", ":ragged"))]
+)
+"""Those, each also with ragged patients, and the network of the defaults."""
 
 
 def parse_cases(text: str) -> tuple[StepCase, ...]:

@@ -1,9 +1,6 @@
 """What a federation costs beside training: bytes of an update, spooling and reduction, a round's overhead."""
 
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -11,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from common.config import ModelSpec
-from common.errors import FederationError
 from common.messages import (
     DELTA,
+    ENCODINGS,
     EPSILON,
     NOISE_MULTIPLIER,
     NUM_EXAMPLES,
@@ -26,36 +24,51 @@ from common.messages import (
     RoundKey,
 )
 from common.parameters import Parameters, parameters_sha256
+from common.quantisation import Grid, Levels
+from server.spool import SpooledLevels, SpooledVector
 from simulations.benchmarks.interleaving import interleave
 
 WIRE_MODELS = ("cnn-small", "cnn")
-_ENGINE_TIMEOUT_S = 300.0
 
 
 def measure_wire(models: Sequence[str] = WIRE_MODELS, *, image_size: int = 28) -> dict[str, Any]:
-    """Bytes of one answer of a hospital, as it leaves by the door and as protobuf, by model."""
+    """Bytes of one answer of a hospital by model, the ledger's receipt included, as it leaves by the door.
+
+    The update is noise of four spacings, as under privacy, in 8 bits; `bits` has the ways by bits.
+    """
     from common.models.registry import initial_parameters
 
     sizes = {}
     for name in models:
         spec = ModelSpec(name=name, channels=1, image_size=image_size, num_outputs=2)
-        sizes[name] = _size_of_update(initial_parameters(spec, seed=0))
+        template = initial_parameters(spec, seed=0)
+        ways = {bits: _size_of_update(template, bits=bits) for bits in ENCODINGS}
+        sizes[name] = ways[8] | {"bits": {str(bits): way for bits, way in ways.items()}}
     return sizes
 
 
-def _size_of_update(delta: Parameters) -> dict[str, Any]:
+def _size_of_update(template: Parameters, *, bits: int) -> dict[str, Any]:
     from flwr.app import Message, RecordDict
     from flwr.supercore.task_identity import TaskIdentity
 
     from client.outbox import SealedAnswer
-    from client.release import Door
-    from common.messages import TRAIN, arrays_of
+    from client.release import Door, encoded
+    from common.messages import LARGEST_RECEIPT, TRAIN, arrays_of
     from common.parameters import record_bytes
+    from common.privacy.randomness import ReproducibleRandomness
     from common.serialisation import message_to_bytes
 
     # `Message(...)` reads its sender from here, as under Flower's own engines.
     TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+    generator = np.random.default_rng(0)
+    delta = {name: generator.standard_normal(a.shape, dtype=np.float32) for name, a in template.items()}
+    deviations = 4 if bits == 8 else 1
+    grid = Grid(bits=bits, exponents=(0,) * len(delta)) if bits != 32 else None
+    arrays = encoded(
+        delta, (grid, deviations) if grid else None, ReproducibleRandomness(0, "bench"), round_number=1
+    )
     key = RoundKey(run_id="bench", attempt=1, round_number=1, model_hash=parameters_sha256(delta))
+    envelope = Envelope(key=key, encoding=ENCODINGS[bits])
     metrics: dict[str, float | int] = {
         NUM_EXAMPLES: 1000,
         TRAINING_STARTED: time.time(),
@@ -68,7 +81,8 @@ def _size_of_update(delta: Parameters) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         door = Door(Path(folder) / "audit.jsonl")
         request = Message(RecordDict({}), 7, TRAIN)
-        answer = door.update(request, Envelope(key=key), SealedAnswer(delta=delta, metrics=metrics))
+        sealed = SealedAnswer(delta=arrays, metrics=metrics)
+        answer = door.update(request, envelope, sealed, ledger_receipt=bytes(LARGEST_RECEIPT))
     parameters = sum(array.size for array in delta.values())
     message = len(message_to_bytes(answer))
     return {
@@ -81,31 +95,48 @@ def _size_of_update(delta: Parameters) -> dict[str, Any]:
 
 
 def measure_server(*, updates: int = 20, parameters: int = 1_000_000, repeats: int = 9) -> dict[str, Any]:
-    """Seconds to spool and to reduce a round's updates, and numpy's `a += w * b` over the same bytes."""
-    from server.aggregation import aggregate
+    """Seconds to spool and to reduce a round's updates, and numpy's `a += w * b` over the same bytes.
+
+    Once for float32 updates, once for updates in whole numbers of 8 bits ("grid"). numpy has its updates in
+    memory; the server reads them from the spool. Beside the whole numbers numpy goes over as many bytes of
+    float32, its fastest case (`numpy_grid`), and over the int8 themselves (`numpy_int8`).
+    """
+    from server.aggregation import aggregate, mean_on_grid
     from server.spool import Spool
 
     generator = np.random.default_rng(0)
     deltas = [generator.standard_normal(parameters, dtype=np.float32) for _ in range(updates)]
-    weights = [float(weight) for weight in generator.integers(100, 1000, updates)]
+    weights = [int(weight) for weight in generator.integers(100, 1000, updates)]
     names = [f"hospital-{number:03d}" for number in range(updates)]
-    total = np.zeros(parameters, dtype=np.float32)
+    template, quarter = {"weights": (parameters,)}, parameters // 4
+    total = np.empty(parameters, dtype=np.float32)
+    levels = [_whole_numbers(delta) for delta in deltas]
     with tempfile.TemporaryDirectory() as folder:
-        spool = Spool(Path(folder) / "spool")
+        floats, whole = Spool(Path(folder) / "float32", template), Spool(Path(folder) / "grid", template)
 
-        def spool_all() -> None:
-            for name, delta in zip(names, deltas, strict=True):
-                spool.add(name, {"weights": delta})
+        def spool(target: Spool, content: Sequence[Parameters | Levels]) -> None:
+            target.clear()
+            for name, update in zip(names, content, strict=True):
+                target.add(name, update)
 
         def reduce() -> None:
-            aggregate(spool.vectors(names), weights)
+            with floats.opened(names) as vectors:
+                aggregate([v for v in vectors if isinstance(v, SpooledVector)], weights)
 
-        def numpy_in_place() -> None:
-            total.fill(0)
-            for weight, delta in zip(weights, deltas, strict=True):
-                np.add(total, np.float32(weight) * delta, out=total)
+        def reduce_grid() -> None:
+            with whole.opened(names) as vectors:
+                levels = [v for v in vectors if isinstance(v, SpooledLevels)]
+                mean_on_grid(levels, total_weight=sum(weights), scales=[(slice(0, parameters), 0.5)])
 
-        ways = {"spool": spool_all, "reduce": reduce, "numpy": numpy_in_place}
+        ways = {
+            "spool": lambda: spool(floats, [{"weights": delta} for delta in deltas]),
+            "reduce": reduce,
+            "numpy": lambda: _in_place(total, deltas, weights),
+            "spool_grid": lambda: spool(whole, levels),
+            "reduce_grid": reduce_grid,
+            "numpy_grid": lambda: _in_place(total[:quarter], [d[:quarter] for d in deltas], weights),
+            "numpy_int8": lambda: _in_place(total, [one.fitting for one in levels], weights),
+        }
         seconds = interleave(ways, repeats=repeats, warm_up=1, budget_s=30.0)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     num_bytes = 4 * updates * parameters
@@ -113,45 +144,28 @@ def measure_server(*, updates: int = 20, parameters: int = 1_000_000, repeats: i
         "updates": updates,
         "parameters": parameters,
         "bytes": num_bytes,
-        "seconds_spool": medians["spool"],
-        "seconds_reduce": medians["reduce"],
-        "seconds_numpy": medians["numpy"],
+        **{f"seconds_{name}": value for name, value in medians.items()},
         "bytes_per_second_reduce": num_bytes / medians["reduce"],
         "bytes_per_second_numpy": num_bytes / medians["numpy"],
         "throughput_ratio": medians["numpy"] / medians["reduce"],
+        "bytes_grid": num_bytes // 4,
+        "throughput_ratio_grid": medians["numpy_grid"] / medians["reduce_grid"],
+        "throughput_ratio_grid_int8": medians["numpy_int8"] / medians["reduce_grid"],
         "raw": {"seconds": seconds},
     }
 
 
-def measure_engine(*, hospitals: int = 3, rounds: int = 4, model: str = "cnn-small") -> dict[str, Any]:
-    """A run of generated hospitals from the command to its result, in a process of its own.
+def _whole_numbers(delta: npt.NDArray[np.float32]) -> Levels:
+    """An update as it lies on a grid with a spacing of a tenth of its noise, a few numbers beyond it."""
+    fitting = np.clip(np.rint(10 * delta), -127, 127).astype(np.int8)
+    places = np.arange(0, len(delta), 2000, dtype=np.uint32)
+    fitting[places] = 127
+    return Levels(fitting=fitting, places=places, rest=np.ones(len(places), dtype=np.int32))
 
-    Raises FederationError with the command's last words when the run does not complete.
-    """
-    with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / "run"
-        scenario = {"hospitals": hospitals, "rounds": rounds, "model": model, "seed": 0, "out": folder}
-        flags = [text for name, value in scenario.items() for text in (f"--{name}", str(value))]
-        command = [sys.executable, "-m", "simulations.cli", "run", *flags, "--format", "json"]
-        began = time.time()
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_ENGINE_TIMEOUT_S, check=False, cwd=parent
-        )
-        wall_s = time.time() - began
-        if done.returncode != 0:
-            raise FederationError("the run to measure did not complete", why=done.stderr.strip()[-500:])
-        result = json.loads((folder / "result.json").read_text())
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    started = [line["training_started"] for line in lines if line.get("training_started") is not None]
-    return {
-        "engine": result["engine"],
-        "hospitals": hospitals,
-        "rounds": result["rounds"],
-        "model": model,
-        "seconds_command_to_result": wall_s,
-        "seconds_to_first_training_step": min(started) - began,
-        "overhead_s_per_round": result["time"]["overhead_s_per_round"],
-        "train_s": result["time"]["train_s"],
-        "bytes_up": result["wire"]["bytes_up"],
-        "bytes_down": result["wire"]["bytes_down"],
-    }
+
+def _in_place(
+    total: npt.NDArray[np.float32], arrays: Sequence[npt.NDArray[Any]], weights: Sequence[int]
+) -> None:
+    total.fill(0)
+    for weight, array in zip(weights, arrays, strict=True):
+        total += np.float32(weight) * array

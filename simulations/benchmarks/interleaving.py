@@ -4,8 +4,9 @@ seconds = interleave({"ours": f, "theirs": g}, repeats=30)
 statistics.median(seconds["theirs"]) / statistics.median(seconds["ours"])
 """
 
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 Clock = Callable[[], float]
 
@@ -41,3 +42,9 @@ def interleave(
             ways[name]()
             seconds[name].append(clock() - start)
     return seconds
+
+
+def spread(seconds: Sequence[float]) -> float:
+    """Upper over lower quartile; far above 1 where something else used the machine meanwhile."""
+    lower, _, upper = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [*seconds, 0, *seconds]
+    return upper / lower

@@ -26,8 +26,13 @@ def describe_machine(*, threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", "flwr", "opacus", "numpy")},
         "hospital_federation": importlib.metadata.version("hospital-federation"),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "date": now(),
     }
+
+
+def now() -> str:
+    """Date and time in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _cpu_model() -> str:

@@ -8,6 +8,7 @@ mark can be set back once everything is ready.
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import json
 import re
@@ -16,30 +17,31 @@ import sys
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from simulations.benchmarks.cases import StepCase
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-WAYS = ("sgd", "dp")
 _STEPS = 3
 _TIMEOUT_S = 300.0
 
 
-def measure_memory(case: StepCase, *, threads: int) -> dict[str, Any]:
-    """Bytes by which a step raises the peak, ours and the twin's, and their ratio; null with a reason."""
-    with ThreadPoolExecutor() as side_by_side:  # each counts its own memory, so they need not take turns
-        answers = side_by_side.map(lambda way: _in_a_process(way, case, threads=threads), WAYS)
-        found = dict(zip(WAYS, answers, strict=True))
-    reasons = [answer["reason"] for answer in found.values() if answer.get("reason")]
-    sizes = {way: answer.get("bytes") for way, answer in found.items()}
-    sgd, dp = sizes["sgd"], sizes["dp"]
-    ratio = dp / sgd if isinstance(sgd, int) and isinstance(dp, int) and sgd > 0 else None
-    result: dict[str, Any] = {"memory_ratio": ratio, "bytes_sgd": sgd, "bytes_dp": dp}
-    if ratio is None:
-        result["memory_reason"] = reasons[0] if reasons else "the twin's step raised no peak"
-    return result
+def free_bytes() -> int | None:
+    """Memory that can be had without swapping; None where the system does not tell."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), flags=re.MULTILINE)
+    except OSError:
+        return None
+    return 1024 * int(found.group(1)) if found else None
+
+
+def rises_of_peak(case: StepCase, names: Sequence[str], *, threads: int) -> dict[str, dict[str, Any]]:
+    """`rise_of_peak` of each named way, each in a process of its own."""
+    with ThreadPoolExecutor(2) as side_by_side:  # each counts its own memory, so they need not take turns
+        answers = side_by_side.map(lambda name: _in_a_process(name, case, threads=threads), names)
+        return dict(zip(names, answers, strict=True))
 
 
 def _in_a_process(way: str, case: StepCase, *, threads: int) -> dict[str, Any]:
@@ -51,21 +53,23 @@ def _in_a_process(way: str, case: StepCase, *, threads: int) -> dict[str, Any]:
             return answer
     except (subprocess.TimeoutExpired, OSError, ValueError) as error:
         return {"reason": f"the measuring process failed ({type(error).__name__})"}
-    return {"reason": f"the measuring process ended with {done.returncode}"}
+    last = (done.stderr.strip().splitlines() or ["without a word"])[-1][:200]
+    return {"reason": f"the measuring process ended with {done.returncode}: {last}"}
 
 
 def rise_of_peak(way: str, case: StepCase) -> dict[str, Any]:
-    """Bytes between the memory just before the first whole step and the peak of three steps."""
-    from simulations.benchmarks.dp_step import steps_of
+    """Bytes between the memory just before the first whole step and the peak of three steps, or a reason."""
+    from simulations.benchmarks.training_steps import ways_of
 
-    small = StepCase(model=case.model, image_size=case.image_size, batch_size=5, ragged=case.ragged)
+    small = replace(case, batch_size=5)
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.simplefilter("ignore")
         # What is loaded once for ever (kernels, ciphers) is not the step's.
-        with steps_of(small, (way,)) as rehearsal:
-            rehearsal[way]()
-        step = stack.enter_context(steps_of(case, (way,)))[way]
+        with ways_of(small, (way,)) as rehearsal:
+            rehearsal[way].step()
+        step = stack.enter_context(ways_of(case, (way,)))[way].step
         gc.collect()
+        _give_back_what_is_free()
         try:
             _RESET.write_text("5")
             before = _kilobytes("VmRSS")
@@ -74,6 +78,12 @@ def rise_of_peak(way: str, case: StepCase) -> dict[str, Any]:
             return {"bytes": 1024 * (_kilobytes("VmHWM") - before)}
         except OSError as error:
             return {"reason": f"this system does not tell a process its peak ({error.strerror})"}
+
+
+def _give_back_what_is_free() -> None:
+    """Let the C library return freed memory, which would hide as much of the step's; glibc only."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _kilobytes(field: str) -> int:

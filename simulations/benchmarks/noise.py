@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.config import ModelSpec
-from common.models.registry import parameter_template
 from common.privacy.noise import NoiseGrid, integer_noise
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import SecureRandomness
@@ -54,6 +52,4 @@ def measure_noise(*, numbers: int = 1_000_000, repeats: int = 15, budget_s: floa
 
 def share_of_step(case: StepCase, *, nanoseconds: float, seconds_dp: float) -> float:
     """Part of a private step of the case that goes into its noise, at so many nanoseconds a parameter."""
-    spec = ModelSpec(name=case.model, channels=case.channels, image_size=case.image_size, num_outputs=2)
-    parameters = sum(int(np.prod(shape)) for shape in parameter_template(spec).values())
-    return 1e-9 * nanoseconds * parameters / seconds_dp
+    return 1e-9 * nanoseconds * case.num_parameters / seconds_dp

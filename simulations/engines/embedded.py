@@ -5,6 +5,7 @@ bytes, so byte counts are real and nothing is shared by accident. Nothing of a C
 travels: a failed message is answered with a number.
 """
 
+import heapq
 import os
 import threading
 import time
@@ -37,8 +38,11 @@ class EmbeddedGrid(Grid):
 
     def __init__(self, setup: WorkerSetup, *, num_workers: int) -> None:
         self._node_ids = [FIRST_NODE_ID + number for number in range(setup.num_hospitals)]
+        self._known = frozenset(self._node_ids)
         self._arrived = threading.Condition()
         self._waiting: dict[str, Message] = {}
+        self._ends: list[tuple[float, str]] = []
+        """Heap of when each message ends, for those that wait and some that were answered."""
         self._replies: dict[str, Message] = {}
         self._run = Run.create_empty(run_id=1)
         # `Message(...)` reads its sender from here, as under Flower's own engines.
@@ -104,8 +108,10 @@ class EmbeddedGrid(Grid):
                 fix="run `python -c 'import client.app'`; free memory; or use fewer --hospitals",
             )
         with self._arrived:
+            self._expire()
+            if not self._replies:
+                return []
             wanted = set(message_ids)
-            self._expire(wanted)
             found = [name for name in self._replies if name in wanted]
             return [self._replies.pop(message_id) for message_id in found]
 
@@ -130,7 +136,6 @@ class EmbeddedGrid(Grid):
 
     def _push(self, message_id: str, message: Message) -> None:
         metadata = message.metadata
-        request = message_to_bytes(message)
         # To answer for a hospital only the metadata is needed; the content would keep a model per hospital.
         stub = Message(
             RecordDict(),
@@ -140,20 +145,28 @@ class EmbeddedGrid(Grid):
             group_id=metadata.group_id,
         )
         set_message_id(stub, message_id)
-        if metadata.dst_node_id not in self._node_ids:
+        if metadata.dst_node_id not in self._known:
             self._answer_with_error(message_id, stub, ErrorCode.NODE_UNAVAILABLE)
             return
-        self._run.bytes_sent += len(request)
+        expires_at = metadata.created_at + metadata.ttl
         with self._arrived:
             self._waiting[message_id] = stub
+            heapq.heappush(self._ends, (expires_at, message_id))
         self.pool.submit(
             Job(
                 message_id=message_id,
                 node_id=metadata.dst_node_id,
-                request=request,
-                expires_at=metadata.created_at + metadata.ttl,
+                request=lambda: self._sent(message),
+                expires_at=expires_at,
             )
         )
+
+    def _sent(self, message: Message) -> bytes:
+        """The bytes of a message whose turn has come; called from a worker's thread."""
+        request = message_to_bytes(message)
+        with self._arrived:
+            self._run.bytes_sent += len(request)
+        return request
 
     def _on_reply(self, job: Job, content: bytes | None) -> None:
         """Called from a worker's thread: `content` is None when the worker died with the message."""
@@ -178,13 +191,12 @@ class EmbeddedGrid(Grid):
             self._replies[message_id] = reply
             self._arrived.notify_all()
 
-    def _expire(self, message_ids: set[str]) -> None:
+    def _expire(self) -> None:
         """Answer for messages whose time to live is over (holding the lock)."""
         now = time.time()
-        for message_id in message_ids & set(self._waiting):
-            metadata = self._waiting[message_id].metadata
-            if now > metadata.created_at + metadata.ttl:
-                stub = self._waiting.pop(message_id)
+        while self._ends and self._ends[0][0] < now:
+            _, message_id = heapq.heappop(self._ends)
+            if (stub := self._waiting.pop(message_id, None)) is not None:
                 self._answer_with_error(message_id, stub, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 
 

@@ -2,17 +2,18 @@
 
 One thread per worker writes to its pipe and waits for the answer, so a worker that dies (SIGKILL, out of
 memory) is noticed as an end of file at once. A hospital gets one message at a time, as a SuperNode would.
+A message becomes bytes when its turn comes: a thousand of them that wait share one copy of the model.
 """
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 
 from simulations.engines.processes import start_process, stop_process
+from simulations.engines.waiting import WaitingJobs
 from simulations.engines.worker import READY, WorkerSetup, serve
 
 KILL_GRACE_S = 10.0
@@ -27,7 +28,8 @@ class Job:
 
     message_id: str
     node_id: int
-    request: bytes
+    request: Callable[[], bytes]
+    """Makes the bytes to send."""
     expires_at: float
     """Unix seconds: an answer after that is worth nothing."""
 
@@ -42,8 +44,6 @@ class Worker:
 
     process: ForkServerProcess
     connection: Connection
-    served: set[int]
-    """Hospitals whose images it has in memory."""
 
     @classmethod
     def start(cls, setup: WorkerSetup, *, name: str) -> "Worker":
@@ -52,7 +52,7 @@ class Worker:
             process, connection = start_process(serve, (setup,), name=name)
         except (OSError, EOFError) as error:
             raise Crash(f"the worker process cannot be started: {type(error).__name__}") from None
-        worker = cls(process, connection, set())
+        worker = cls(process, connection)
         try:
             ready = connection.recv_bytes()
         except (EOFError, OSError):
@@ -65,14 +65,12 @@ class Worker:
     def ask(self, job: Job) -> bytes:
         """Send the message and wait for the reply; raises Crash."""
         try:
-            self.connection.send_bytes(job.request)
+            self.connection.send_bytes(job.request())
             if not self.connection.poll(max(0.0, job.expires_at + KILL_GRACE_S - time.time())):
                 raise Crash("the worker hangs")
-            reply = self.connection.recv_bytes()
+            return self.connection.recv_bytes()
         except (EOFError, OSError):
             raise Crash("the worker process died") from None
-        self.served.add(job.node_id)
-        return reply
 
     def stop(self, *, patience_s: float = 2.0) -> None:
         """End the process."""
@@ -91,8 +89,7 @@ class WorkerPool:
     ) -> None:
         self._setup = setup
         self._on_reply = on_reply
-        self._jobs: deque[Job] = deque()
-        self._busy: set[int] = set()
+        self._jobs: WaitingJobs[Job] = WaitingJobs()
         self._changed = threading.Condition()
         self._closing = False
         self._workers: dict[int, Worker] = {}
@@ -119,7 +116,7 @@ class WorkerPool:
     def submit(self, job: Job) -> None:
         """Queue a message."""
         with self._changed:
-            self._jobs.append(job)
+            self._jobs.add(job.node_id, job)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -143,12 +140,12 @@ class WorkerPool:
                 continue
             failed_starts = 0
             self._workers[slot] = worker
-            self._serve_until_death(worker)
+            self._serve_until_death(worker, slot)
             self._workers.pop(slot).stop(patience_s=2.0 if self._closing else 0.0)
         self.failed_slots += not self._closing
 
-    def _serve_until_death(self, worker: Worker) -> None:
-        while (job := self._next_job(worker)) is not None:
+    def _serve_until_death(self, worker: Worker, slot: int) -> None:
+        while (job := self._next_job(worker, slot)) is not None:
             reply: bytes | None = None
             try:
                 reply = worker.ask(job)
@@ -157,31 +154,22 @@ class WorkerPool:
             finally:
                 self._finish(job, reply)
 
-    def _next_job(self, worker: Worker) -> Job | None:
-        """The oldest message of a hospital that nobody serves now, preferring hospitals this worker knows."""
+    def _next_job(self, worker: Worker, slot: int) -> Job | None:
+        """The next message of a hospital that nobody serves now, first of those that this slot has served."""
         with self._changed:
             while not self._closing:
                 if not worker.process.is_alive():
                     return None
-                self._drop_expired()
-                free = [job for job in self._jobs if job.node_id not in self._busy]
-                if free:
-                    job = next((job for job in free if job.node_id in worker.served), free[0])
-                    self._jobs.remove(job)
-                    self._busy.add(job.node_id)
-                    return job
+                while (job := self._jobs.take(slot)) is not None:
+                    if job.expires_at >= time.time():
+                        return job
+                    self._jobs.done(job.node_id)  # the grid has answered for it
                 self._changed.wait(timeout=1.0)
         return None
 
-    def _drop_expired(self) -> None:
-        """Forget messages that nobody waits for any more; the grid has answered for them."""
-        now = time.time()
-        for job in [job for job in self._jobs if job.expires_at < now]:
-            self._jobs.remove(job)
-
     def _finish(self, job: Job, reply: bytes | None) -> None:
         with self._changed:
-            self._busy.discard(job.node_id)
+            self._jobs.done(job.node_id)
             self._changed.notify_all()
         if not self._closing:
             self._on_reply(job, reply)

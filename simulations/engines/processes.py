@@ -15,21 +15,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-PRELOAD = (
-    "torch",
-    "torch._dynamo",
-    "opacus",
-    "flwr.clientapp",
-    "client.app",
-    "client.training.private",
-    "client.training.plain",
-    "common.models.registry",
-    "simulations.engines.worker",
-    "simulations.scoring_process",
-    "typer",
-    "simulations.flags",
-)
-"""Modules imported once, in the fork server."""
+PRELOAD = "simulations.engines.preload"
+"""Module that imports what workers need, once, in the fork server."""
 
 _START = threading.Lock()
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -37,7 +24,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 
 def warm_up() -> None:
     """Start the fork server, so that its imports run while the command still reads images. Idempotent."""
-    _CONTEXT.set_forkserver_preload(list(PRELOAD))
+    _CONTEXT.set_forkserver_preload([PRELOAD])
     with _one_native_thread():
         forkserver.ensure_running()
 

@@ -117,7 +117,8 @@ def prepare_process(*, num_threads: int, deterministic: bool) -> None:
     torch.set_num_threads(num_threads)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        # The same as torch.use_deterministic_algorithms(True), which imports the compiler to tell it.
+        torch.set_deterministic_debug_mode("error")
 
 
 def receive(connection: Connection) -> bytes:

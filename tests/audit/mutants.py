@@ -48,6 +48,7 @@ def all_mutants() -> dict[str, Mutant]:
     from tests.audit import (  # noqa: F401
         mutants_of_noise,
         mutants_of_office,
+        mutants_of_rows,
         mutants_of_sampling,
         mutants_of_training,
     )

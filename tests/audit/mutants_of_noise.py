@@ -1,5 +1,7 @@
 """Mutants of the noise: how much there is, where, and from which generator."""
 
+import secrets
+
 import numpy as np
 import torch
 
@@ -79,10 +81,10 @@ def noise_from(patch, stream_of, *, purposes=("noise",)):
     """Let the noise (or what `purposes` says), and nothing else, come from `stream_of(round, step)`."""
     real = SecureRandomness.stream
 
-    def stream(self, *, purpose, round_number, step):
+    def stream(self, *, purpose, round_number, step, part=0):
         if purpose in purposes:
             return stream_of(round_number, step)
-        return real(self, purpose=purpose, round_number=round_number, step=step)
+        return real(self, purpose=purpose, round_number=round_number, step=step, part=part)
 
     patch.setattr(SecureRandomness, "stream", stream)
 
@@ -163,6 +165,24 @@ def noise_repeated_in_every_step(patch):
         same = ReproducibleRandomness(drawn["seed"], "here")
         return same.stream(purpose="noise", round_number=round_number, step=0)
 
+    noise_from(patch, stream_of)
+
+
+@mutant("handling", caught_by="noise")
+def pieces_of_noise_share_a_stream(patch):
+    """Every piece of a step's noise begins the same stream anew, as if all were the same part of it."""
+    drawn = {}
+    real = PatientDPOptimizer.add_noise
+
+    def add_noise(self):
+        drawn["seed"] = secrets.randbits(62)
+        real(self)
+
+    def stream_of(round_number, step):
+        same = ReproducibleRandomness(drawn["seed"], "here")
+        return same.stream(purpose="noise", round_number=round_number, step=step)
+
+    patch.setattr(PatientDPOptimizer, "add_noise", add_noise)
     noise_from(patch, stream_of)
 
 

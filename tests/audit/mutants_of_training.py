@@ -1,14 +1,16 @@
-"""Mutants of clipping, of the layers, of the loss and of what is left of a batch."""
+"""Mutants of clipping, of the loss and of what is left of a batch."""
 
 from contextlib import contextmanager
 
 import torch
-from opacus.grad_sample import GradSampleModule
+from opacus.grad_sample import GradSampleModuleNoOp
 from torch import nn
 
 import client.training.patient_optimizer as optimiser
 import client.training.private as training
 from client.training.patient_optimizer import PatientDPOptimizer
+from client.training.per_row_layers import with_row_gradients
+from client.training.row_gradients import Units
 from common.models import convolutional
 from common.preprocessing import Preprocessing
 from common.tasks import Classification
@@ -40,10 +42,12 @@ def unwrapped_loss(patch):
 
     def accumulate(self, segments, num_units):
         for parameter in self._parameters:
-            whole = parameter.grad_sample.sum(dim=0).double()
-            parameter.grad_sample = None
-            held = parameter.summed_grad
-            parameter.summed_grad = whole if held is None else held + whole
+            rows, parameter.grad_sample = parameter.grad_sample, None
+            if parameter.summed_grad is None:
+                parameter.summed_grad = torch.zeros(parameter.shape, dtype=torch.float64)
+            count = rows.rows
+            each = Units.of(torch.arange(count), count, rows=count)
+            rows.add_clipped(parameter.summed_grad, torch.ones(count, dtype=torch.float64), each, None)
 
     patch.setattr(PatientDPOptimizer, "accumulate", torch.no_grad()(accumulate))
 
@@ -142,7 +146,6 @@ def running_statistics_leave(patch):
     """A layer keeps a running mean of what it sees, and buffers leave with the weights, without noise."""
     without_guard_of_models(patch)
     patch.setattr(convolutional, "group_norm", RunningMean)
-    patch.setattr(GradSampleModule, "validate", classmethod(lambda *_, **__: []))
 
     def everything(model):
         return {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
@@ -163,7 +166,7 @@ class ReflectingLayers:
 
 @mutant("T10", caught_by="slow-training")
 def padding_other_than_zeros(patch):
-    """Convolutions reflect at the border, for which Opacus computes another gradient; the guard is out."""
+    """Convolutions reflect at the border, for which row gradients are others; the guard is out."""
     without_guard_of_models(patch)
     patch.setattr(convolutional, "nn", ReflectingLayers())
 
@@ -191,12 +194,13 @@ def proximal_term_inside_the_clip_sum(patch):
 
         def factors(norms, *, l2_clip_norm):
             found = real_factors(norms, l2_clip_norm=l2_clip_norm)
-            total.append(float(found.sum()))
+            total.append(float(found[:num_units].sum()))
             return found
 
         with patch.context() as inner:
             inner.setattr(optimiser, "clip_factors", factors)
             real_accumulate(self, segments, num_units)
+        self.settle()
         for parameter in self._parameters:
             parameter.summed_grad += total[0] * parameter.detach().double()
 
@@ -209,11 +213,9 @@ def weight_decay_inside_the_loss(patch):
 
     def accumulate(wrapped, task, optimizer, *, inputs, targets, segments, num_units):
         rows_of_unit = torch.bincount(segments, minlength=num_units)
-        losses = task.losses(wrapped(inputs.requires_grad_()), targets)
+        losses = task.losses(wrapped(inputs), targets)
         decay = 0.1 * sum(parameter.square().sum() for parameter in wrapped.parameters())
-        ((losses[: len(segments)] / rows_of_unit[segments]).sum() + decay).backward(inputs=[inputs])
-        for parameter in wrapped.parameters():
-            parameter.grad_sample = parameter.grad_sample[: len(segments)]
+        ((losses[: len(segments)] / rows_of_unit[segments]).sum() + decay).backward()
         optimizer.accumulate(segments, num_units)
 
     patch.setattr(training, "accumulate_clipped_gradients", accumulate)
@@ -250,12 +252,9 @@ def half_a_batch_stays(patch):
     patch.setattr(PatientDPOptimizer, "__init__", start)
 
     @contextmanager
-    def per_row_gradients(model):
-        wrapped = GradSampleModule(model, loss_reduction="sum")
-        try:
-            yield wrapped
-        finally:
-            wrapped.to_standard_module()
+    def per_row_gradients(model, *, fixed_kernels=True):
+        with with_row_gradients(model, fixed_kernels=fixed_kernels):
+            yield GradSampleModuleNoOp(model, loss_reduction="sum")
 
     patch.setattr(training, "per_row_gradients", per_row_gradients)
 
@@ -297,6 +296,7 @@ def training_stops_when_patients_are_learned(patch):
     real = PatientDPOptimizer.step
 
     def step(self, closure=None):
+        self.settle()
         held = [p.summed_grad for p in self._parameters if p.summed_grad is not None]
         learned = sum(float(total.square().sum()) for total in held) < (1e-3 * self.plan.l2_clip_norm) ** 2
         if self.steps_taken and held and learned:

@@ -61,10 +61,10 @@ def noise_of(monkeypatch, stream_of):
     """Let the noise come from `stream_of(round_number, step)`, everything else from secure randomness."""
     real = SecureRandomness.stream
 
-    def stream(source, *, purpose, round_number, step):
+    def stream(source, *, purpose, round_number, step, part=0):
         if purpose == "noise":
             return stream_of(round_number, step)
-        return real(source, purpose=purpose, round_number=round_number, step=step)
+        return real(source, purpose=purpose, round_number=round_number, step=step, part=part)
 
     monkeypatch.setattr(SecureRandomness, "stream", stream)
 

@@ -7,7 +7,8 @@ from client.ledger.records import EVALUATION, EVERYBODY
 from client.ledger.store import LedgerStore
 from common.errors import BudgetError
 from common.messages import RoundKey
-from common.privacy.accountant import epsilon, merge, solve_noise_multiplier
+from common.privacy.accountant import epsilon, merge
+from common.privacy.calibration import solve_noise_multiplier
 from common.privacy.plan import PrivacyEvent
 
 DELTA = 1e-4

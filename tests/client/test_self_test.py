@@ -105,7 +105,7 @@ def test_a_clip_that_does_not_hold_is_red(monkeypatch):
 
 def test_clipping_images_instead_of_patients_is_red(monkeypatch):
     def by_row(wrapped, task, optimizer, *, inputs, targets, segments, num_units):
-        task.losses(wrapped(inputs.requires_grad_()), targets).sum().backward(inputs=[inputs])
+        task.losses(wrapped(inputs), targets).sum().backward()
         optimizer.accumulate(torch.arange(len(inputs)), len(inputs))
 
     monkeypatch.setattr(private_training, "accumulate_clipped_gradients", by_row)

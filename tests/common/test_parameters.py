@@ -15,6 +15,7 @@ from common.errors import WireError
 from common.parameters import (
     difference,
     from_record,
+    into_record,
     l2_norm,
     parameters_sha256,
     read_safetensors,
@@ -243,3 +244,38 @@ def test_a_file_of_another_model_is_refused(tmp_path):
     for template in ({"w": (3,)}, {"v": (2,)}, {"w": (2,), "v": (2,)}):
         with pytest.raises(WireError, match="another model"):
             read_safetensors(tmp_path / "x", template)
+
+
+def test_files_and_records_are_byte_for_byte_those_of_the_library(tmp_path):
+    from safetensors.numpy import save
+
+    random = np.random.default_rng(0)
+    shapes = {"b.w": (3, 4), "a": (), "empty": (0, 3), "\u00e9": (5,), "large": (40_000,)}
+    parameters = {name: np.asarray(random.normal(size=shape), np.float32) for name, shape in shapes.items()}
+    for some in (parameters, {}, {"levels": np.arange(5, dtype=np.int8), "w": np.ones(2, np.float32)}):
+        assert to_record(some)["parameters"].data == save(some)
+    write_safetensors(tmp_path / "x", parameters, mode=0o600)
+    assert (tmp_path / "x").read_bytes() == save(parameters)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"]
+
+
+def test_a_model_and_its_message_are_in_memory_once():
+    parameters = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.full((), 7, np.float32)}
+    before = {name: array.copy() for name, array in parameters.items()}
+    record = into_record(parameters)
+    assert list(parameters) == ["b", "a"]
+    assert record["parameters"].data == to_record(before)["parameters"].data
+    memory = np.frombuffer(record["parameters"].data, dtype=np.uint8)
+    for name, array in parameters.items():
+        np.testing.assert_array_equal(array, before[name])
+        assert np.shares_memory(array, memory)
+
+
+def test_writing_a_large_file_needs_no_copy(tmp_path):
+    parameters = {"w": np.zeros(2_000_000, np.float32)}
+    tracemalloc.start()
+    write_safetensors(tmp_path / "x", parameters)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000

@@ -10,16 +10,16 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from common.errors import BudgetError, RefusalCode
+from common.privacy import calibration
 from common.privacy.accountant import (
-    affordable_steps,
     epsilon,
     epsilon_prv,
     epsilon_rdp,
     fits,
     recomputed_epsilon,
     running_epsilon,
-    solve_noise_multiplier,
 )
+from common.privacy.calibration import affordable_steps, solve_noise_multiplier
 from common.privacy.plan import PrivacyEvent
 
 
@@ -171,6 +171,43 @@ def test_solving_meets_the_worst_of_several_histories():
     assert max(costs) <= 3
     less = [epsilon([*history, event(0.5, sigma - 1e-3, 30)], delta=1e-4) for history in histories]
     assert max(less) > 3
+
+
+def test_solving_asks_the_claim_itself_once_or_twice(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        calibration,
+        "claimed_epsilon",
+        lambda events, *, delta: asked.append(1) or epsilon(events, delta=delta),
+    )
+    for q, steps, budget in (0.5, 20, 3.0), (0.02, 400, 0.7), (1.0, 30, 8.0), (0.3, 1, 0.05):
+        asked.clear()
+        sigma = solve_noise_multiplier(
+            histories=[], sampling_rate=q, steps=steps, epsilon=budget, delta=1e-3, minimum=0.2
+        )
+        assert 1 <= len(asked) <= 2
+        costs = [epsilon([event(q, tried, steps)], delta=1e-3) for tried in (sigma, sigma - 1e-3)]
+        assert costs[0] <= budget < costs[1]
+
+
+def test_solving_keeps_within_its_bounds():
+    ask = dict(histories=[], sampling_rate=0.5, steps=20, epsilon=3, delta=1e-3)
+    assert solve_noise_multiplier(**ask, minimum=2.9) == 2.9
+    assert solve_noise_multiplier(**ask, minimum=0.3, maximum=2.477) == 2.477
+    with pytest.raises(BudgetError):
+        solve_noise_multiplier(**ask, minimum=0.3, maximum=2.476)
+    with pytest.raises(BudgetError):
+        solve_noise_multiplier(**ask | {"histories": [[event(1, 0.0, 1)]]})
+
+
+def test_solving_behind_a_history_that_has_spent_almost_everything():
+    history = [event(0.5, 2.5, 20)]
+    budget = epsilon(history, delta=1e-3) * 1.001
+    sigma = solve_noise_multiplier(
+        histories=[history], sampling_rate=0.5, steps=1, epsilon=budget, delta=1e-3
+    )
+    costs = [epsilon([*history, event(0.5, tried, 1)], delta=1e-3) for tried in (sigma, sigma - 1e-3)]
+    assert costs[0] <= budget < costs[1]
 
 
 def test_solving_refuses_what_cannot_fit():

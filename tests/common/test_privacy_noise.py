@@ -5,12 +5,11 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.special import ndtri
 
 from common.errors import GuardError
-from common.privacy.noise import CLIP_SLACK, NoiseGrid, integer_noise
+from common.privacy.noise import CLIP_SLACK, NoiseGrid, integer_noise, most_sampled, rounding_of_sums
 from common.privacy.plan import PrivacyPlan
-from common.privacy.randomness import ReproducibleRandomness, SecureRandomness
+from common.privacy.randomness import ReproducibleRandomness, SecureRandomness, polar_normals
 
 ALPHA = 1e-6
 PLANS = [(1.0, 1.0, 20_000), (0.7, 500.0, 25_000_000), (100.0, 0.3, 130), (1e-3, 1000.0, 11_000_000)]
@@ -35,15 +34,43 @@ def test_the_grid_is_public_and_rounding_is_paid_for(numbers):
     clip, sigma, parameters = numbers
     grid = grid_of(*numbers)
     assert math.frexp(grid.spacing)[0] == 0.5  # a power of two
-    # Worst case: every coordinate of a unit is half a spacing off.
-    extra = grid.spacing / 2 * math.sqrt(parameters) / clip
+    # Worst case: every coordinate of the sum is half a spacing off in one world, the other way in the other.
+    rounded = grid.spacing * math.sqrt(parameters) / clip
+    sums = 2 * rounding_of_sums(most_sampled(make_plan(clip, sigma)))
     assert clip * 2.0**-32 < grid.spacing <= clip * 2.0**-31
-    assert grid.noise_stddev / (sigma * clip) - 1 == pytest.approx(extra + CLIP_SLACK, rel=1e-6)
-    assert grid.noise_stddev / (sigma * clip) - 1 < 2e-6
+    assert grid.noise_stddev / (sigma * clip) - 1 == pytest.approx(CLIP_SLACK + sums + rounded, rel=1e-6)
     # The fill changes the variance by less than it takes to be seen, and is wide enough to be of use.
     width = grid.fill * grid.spacing / grid.noise_stddev
     assert 2.0**-9 < width <= 2.0**-8
     assert width**2 / 12 < 1.3e-6
+
+
+@pytest.mark.parametrize(("expected", "most"), [(1, 2e-5), (128, 2e-5), (1000, 7e-5), (10_000, 1.1e-3)])
+def test_what_rounding_costs_is_little(expected, most):
+    """What the module states, for a network of 25 million numbers."""
+    plan = make_plan(sampling_rate=0.1, enrolled_units=10 * expected)
+    grid = NoiseGrid.of(plan, num_parameters=25_000_000)
+    assert 1 + CLIP_SLACK < grid.noise_stddev / plan.noise_stddev < 1 + most
+
+
+@pytest.mark.parametrize("expected", [0.5, 10, 500, 10_000])
+def test_more_units_than_rounding_is_paid_for_do_not_come(expected):
+    plan = make_plan(sampling_rate=1e-3, enrolled_units=int(1000 * expected))
+    assert most_sampled(plan) >= 4 * expected + 1000
+    assert stats.binom.logsf(most_sampled(plan), 1000 * expected, 1e-3) < -100 * math.log(10)
+
+
+def test_rounding_of_sums_is_that_of_the_book():
+    """Higham, section 4.2: off by (m - 1) unit roundoffs of all absolute values together, at most."""
+    rng = np.random.default_rng(0)
+    units, terms = 40, 50
+    values = rng.standard_normal((units, terms)) * 2048 / terms
+    exact = math.fsum(values.ravel())
+    total = 0.0
+    for unit in values:
+        total += float(np.cumsum(unit)[-1])
+    assert abs(total - exact) <= rounding_of_sums(units)
+    assert rounding_of_sums(2 * units) > 2 * rounding_of_sums(units)
 
 
 @pytest.mark.parametrize("changes", [{"enrolled_units": 10**9}, {"sigma": 1e12}], ids=str)
@@ -100,39 +127,60 @@ def test_each_normal_is_rounded_to_the_nearest_grid_point():
     assert found.tolist() == exact
 
 
-def words_below(z):
-    """How many of the 2**63 words of one sign the sampler maps to -infinity..z (z < 0), by bisection."""
-    low, high = 0, 2**63
-    while low < high:
-        middle = (low + high) // 2
-        tail = (np.float64(np.uint64(middle)) + 0.5) * 2.0**-64
-        low, high = (middle + 1, high) if ndtri(tail) <= z else (low, middle)
+def radii_below(z, angles, which):
+    """For each angle: how many of the 2**63 radii give at most z < 0, by bisection of the sampler itself."""
+    low = np.zeros(len(angles), dtype=np.uint64)
+    high = np.full(len(angles), 2**63, dtype=np.uint64)
+    for _ in range(64):
+        middle = (low + high) // np.uint64(2)
+        below = (polar_normals(middle.copy(), angles.copy())[which] <= z) & (low < high)
+        low, high = np.where(below, middle + np.uint64(1), low), np.where(below, high, middle)
     return low
 
 
+def equally_spaced(count):
+    """Angles that are nowhere special; the share of radii is a smooth function of them, periodic."""
+    return (np.arange(count, dtype=np.uint64) * np.uint64(2**64 // count)) + np.uint64(2**64 // count // 3)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["cosine", "sine"])
 @pytest.mark.parametrize("sigmas", [0.01, 0.5, 1, 2, 3, 4, 5, 6, 6.5, 7])
-def test_every_window_of_the_fill_has_its_probability(sigmas):
+def test_every_window_of_the_fill_has_its_probability(sigmas, which):
     """The claim of the module, counted word by word: right to 1e-5 up to 7 sigma, no hole anywhere."""
     from mpmath import mp, ncdf
 
     mp.dps = 50
+    angles = equally_spaced(512 if sigmas > 1 else 8192)
     worst = 0.0
     for clip, sigma, parameters in PLANS:
         grid = grid_of(clip, sigma, parameters)
         width = grid.fill * grid.spacing / grid.noise_stddev
         for shift in (0, 0.3, 0.77):
             right = -sigmas + shift * width
-            words = words_below(right) - words_below(right - width)
-            exact = (ncdf(right) - ncdf(right - width)) * 2**64
-            worst = max(worst, abs(float(words / exact) - 1))
-    assert words > 100_000
+            # Whole numbers, so that the difference is exact.
+            words = radii_below(right, angles, which) - radii_below(right - width, angles, which)
+            share = float(words.astype(np.float64).mean()) / 2**63
+            exact = ncdf(right) - ncdf(right - width)
+            worst = max(worst, abs(float(share / exact) - 1))
+    assert words.max() > 100_000
     assert worst < 1e-5
 
 
+def test_numbers_of_one_sign_are_half_of_all():
+    angles = equally_spaced(4096)
+    for which in (0, 1):
+        below = radii_below(-1e-300, angles, which).astype(np.float64).mean() / 2**63
+        assert below == pytest.approx(0.5, abs=1e-12)
+
+
 def test_without_the_fill_there_would_be_holes():
-    """What the fill is for: at 7 sigma neighbouring values of the sampler are many grid points apart."""
+    """What the fill is for: at 8 sigma neighbouring radii of the sampler are 1000 grid points apart."""
     grid = grid_of(1.0, 1.0, 11_000_000)
-    word = words_below(-7.0)
-    tails = (np.arange(word - 2, word + 3, dtype=np.float64) + 0.5) * 2.0**-64
-    assert (np.diff(ndtri(tails)) * grid.noise_stddev / grid.spacing > 5).all()
+    opposite = np.array([2**63], dtype=np.uint64)  # half a turn: the cosine is -1
+    (word,) = radii_below(-8.0, opposite, 0)
+    words = word + np.arange(5, dtype=np.uint64) - np.uint64(2)
+    values, _ = polar_normals(words, np.repeat(opposite, 5))
+    gaps = np.diff(values) * grid.noise_stddev / grid.spacing
+    assert (gaps > 1000).all()
+    assert (gaps < grid.fill / 1000).all()
     assert grid.fill > 1_000_000

@@ -11,7 +11,7 @@ from scipy import stats
 
 from common.errors import GuardError
 from common.privacy import randomness
-from common.privacy.randomness import ReproducibleRandomness, SecureRandomness
+from common.privacy.randomness import ReproducibleRandomness, SecureRandomness, polar_normals
 from common.privacy.sampling import poisson_sample
 
 ALPHA = 1e-6
@@ -63,27 +63,70 @@ def test_integers_and_permutation(source):
         assert stats.chisquare(np.bincount(orders[:, place], minlength=5)).pvalue > ALPHA
 
 
-def test_extreme_words_of_the_cipher_give_finite_normals():
-    class Extreme:
-        def update(self, zeros):
-            words = [0, 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 1]
-            return np.array(words, dtype="<u8").tobytes()[: len(zeros)]
+EXTREME = np.array(
+    [0, 1, 2, 2**11, 2**62, 2**63 - 1, 2**63, 2**63 + 1, 3 * 2**62, 2**64 - 2, 2**64 - 1], "<u8"
+)
 
-    drawn = SecureRandomness().stream(purpose="noise", round_number=1, step=1)
-    drawn._cipher = Extreme()
-    values = drawn.normal(6)
-    assert np.isfinite(values).all()
-    assert values[0] == pytest.approx(-9.1, abs=0.1)
-    assert values[3] == pytest.approx(9.1, abs=0.1)
-    assert abs(values[2]) < 1e-9
-    assert values[0] == -values[3]
+
+def test_extreme_words_of_the_cipher_give_finite_normals():
+    radii, angles = (words.ravel() for words in np.meshgrid(EXTREME, EXTREME))
+    first, second = polar_normals(radii.copy(), angles.copy())
+    assert np.isfinite(first).all()
+    assert np.isfinite(second).all()
+    largest = np.sqrt(128 * np.log(2))  # u = 2**-64
+    assert np.abs(first).max() == pytest.approx(largest, rel=1e-12)
+    assert np.abs(second).max() == pytest.approx(largest, rel=1e-12)
+    assert np.hypot(first, second).max() < 9.42
+    assert np.abs(first[radii % 2**63 == 2**63 - 1]).max() < 1e-9
+
+    class Extreme(type(stream(SecureRandomness()))):
+        def _words(self, count):
+            return np.resize(EXTREME, count)
+
+    assert np.isfinite(Extreme().normal(1001)).all()
+    assert np.isfinite(Extreme().uniform(1001)).all()
+
+
+def test_normals_are_those_of_box_and_muller():
+    """Against 40 digits, at words of any size, far out too."""
+    from mpmath import cos, log, mp, mpf, pi, sin, sqrt
+
+    mp.dps = 40
+    rng = np.random.default_rng(0)
+    radii = rng.integers(0, 2**64, 300, dtype=np.uint64) >> np.arange(300, dtype=np.uint64) % np.uint64(60)
+    angles = rng.integers(0, 2**64, 300, dtype=np.uint64)
+    first, second = polar_normals(radii.copy(), angles.copy())
+    for radius, angle, one, other in zip(radii.tolist(), angles.tolist(), first, second, strict=True):
+        length = sqrt(-2 * log((mpf(radius % 2**63) + 0.5) / 2**63))
+        turn = 2 * pi * mpf(angle >> 11) / 2**53
+        assert abs(float(length * cos(turn) - one)) < 1e-14
+        assert abs(float(length * sin(turn) - other)) < 1e-14
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 2 * randomness._PAIRS - 1, 2 * randomness._PAIRS + 3])
+def test_any_number_of_normals_all_of_them_fresh(count):
+    values = stream(SecureRandomness()).normal(count)
+    assert values.shape == (count,)
+    assert len(np.unique(values)) == count
+
+
+def test_both_normals_of_a_pair_are_independent():
+    """They share a radius: without right angles their squares would be related."""
+    values = stream(SecureRandomness()).normal(400_000)
+    first, second = values[:200_000], values[200_000:]
+    limit = stats.norm.isf(ALPHA / 2) / np.sqrt(len(first))
+    assert abs((first * second).mean()) < limit
+    assert abs(((first**2 - 1) * (second**2 - 1)).mean() / 2) < limit
+    assert stats.kstest(np.arctan2(second, first) / (2 * np.pi) + 0.5, "uniform").pvalue > ALPHA
+    assert stats.kstest(np.hypot(first, second), "rayleigh").pvalue > ALPHA
 
 
 def test_secure_streams_never_repeat():
     one, two = SecureRandomness(), SecureRandomness()
     draws = [stream(one), stream(one), stream(two), stream(one, step=1)]
+    draws.append(one.stream(purpose="noise", round_number=1, step=0, part=1))
     words = [drawn.normal(4).tobytes() for drawn in draws]
-    assert len(set(words)) == 4
+    assert len(set(words)) == 5
     assert one.private is True
 
 
@@ -141,8 +184,11 @@ def test_reproducible_streams_are_equal_where_and_only_where_their_arguments_are
         stream(source, "sampling"),
         stream(source, round_number=2),
         stream(source, step=1),
+        source.stream(purpose="noise", round_number=1, step=0, part=1),
     ]
-    assert len({other.normal(5).tobytes() for other in others} | {same.tobytes()}) == 6
+    assert len({other.normal(5).tobytes() for other in others} | {same.tobytes()}) == 7
+    again = source.stream(purpose="noise", round_number=1, step=0, part=0)
+    assert (again.normal(5) == same).all()
 
 
 def test_memory_of_large_draws_is_bounded_by_blocks():
@@ -155,8 +201,12 @@ def test_memory_of_large_draws_is_bounded_by_blocks():
             sizes.append(count)
             return words(self, count)
 
-    watched = Watched()
-    assert watched.normal(3 * randomness._BLOCK + 5).shape == (3 * randomness._BLOCK + 5,)
+    watched, count = Watched(), 3 * randomness._BLOCK + 5
+    assert watched.normal(count).shape == (count,)
+    assert max(sizes) == randomness._PAIRS
+    assert sum(sizes) == count + 1  # a radius and an angle for every two
+    sizes.clear()
+    watched.uniform(count)
     assert sizes == [randomness._BLOCK] * 3 + [5]
 
 

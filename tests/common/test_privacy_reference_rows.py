@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from common.privacy.accountant import epsilon, epsilon_prv, epsilon_rdp, solve_noise_multiplier
+from common.privacy.accountant import epsilon, epsilon_prv, epsilon_rdp
+from common.privacy.calibration import solve_noise_multiplier
 from common.privacy.plan import PrivacyEvent
 
 # q, sigma, steps, delta, epsilon by RDP, epsilon by PRV (Opacus 1.6.0); None: the table has no value

@@ -56,6 +56,19 @@ def some_parameters(*seed: int, scale: float = 0.1) -> dict[str, np.ndarray]:
     return {name: scale * random.standard_normal(shape, dtype=np.float32) for name, shape in TEMPLATE.items()}
 
 
+class HeldVector:
+    """A flat update in memory, read as those on disk are."""
+
+    def __init__(self, array) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def read(self, start, out) -> None:
+        out[:] = self.array[start : start + len(out)]
+
+
 def arrays_in(content) -> dict[str, np.ndarray]:
     """The arrays of a message, read by the safetensors library."""
     (array,) = content[messages.ARRAYS].values()

@@ -1,4 +1,6 @@
+import gc
 import time
+import weakref
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -67,6 +69,25 @@ def test_large_replies_are_fetched_one_at_a_time():
     ids = [s.message_id for s in sent.values()]
     assert len(list(receive(grid, ids, timeout_s=5, reply_bytes=2**30))) == 5
     assert asked == [1] * 5
+
+
+def test_a_reply_that_was_let_go_is_gone_before_the_next_is_fetched():
+    grid = FakeGrid(dict.fromkeys(range(1, 4), echo))
+    sent = send_to(grid, *range(1, 4))
+    seen, pull = [], grid.pull_messages
+
+    def pull_and_look(ids):
+        gc.collect()
+        assert not any(one() for one in seen)
+        replies = list(pull(ids))
+        seen.extend(weakref.ref(one) for one in replies)
+        return replies
+
+    grid.pull_messages = pull_and_look
+    for reply in receive(grid, [s.message_id for s in sent.values()], timeout_s=5, reply_bytes=2**30):
+        assert reply.has_content()
+        del reply
+    assert len(seen) == 3
 
 
 def test_a_stop_is_seen_while_waiting():

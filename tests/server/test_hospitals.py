@@ -50,6 +50,21 @@ def test_a_known_hospital_is_greeted_once():
     assert len(grid.sent) == 3
 
 
+def test_taking_in_a_hospital_does_not_look_through_all_others():
+    class Counting(FakeGrid):
+        asked = 0
+
+        def get_node_ids(self):
+            self.asked += 1
+            return super().get_node_ids()
+
+    grid = Counting({n + 1: NumpyHospital(f"h{n:03d}") for n in range(60)})
+    roster = Roster(grid)
+    roster.greet(ENVELOPE)
+    assert grid.asked < 5
+    assert len(roster.present()) == 60
+
+
 def introducing(**facts):
     def tamper(reply, request):
         for name, value in facts.items():
@@ -102,7 +117,9 @@ def test_a_bad_introduction_is_left_out_and_nothing_it_says_is_logged(kind, capl
 def test_a_node_that_could_not_be_enrolled_is_greeted_again_later(monkeypatch):
     versions = iter([1])
     late = three_hospitals(
-        b=lambda reply, request: introducing(schema_version=next(versions, 2))(reply, request)
+        b=lambda reply, request: introducing(schema_version=next(versions, messages.SCHEMA_VERSION))(
+            reply, request
+        )
     )
     roster = Roster(FakeGrid(late))
     roster.greet(ENVELOPE)

@@ -21,6 +21,7 @@ from server.outsider import (
     INCOMPLETE_RECORD,
     NOT_SGD,
     PROVEN,
+    ROUNDED,
     SEVERAL_STEPS,
     Contribution,
     effective_noise_multipliers,
@@ -32,6 +33,7 @@ from server.totals import HospitalTotals
 from tests.client.training.dp_oracle import TASK, examples_of, make_plan, small_network
 from tests.server.fake_federation import (
     FakeGrid,
+    HeldVector,
     NumpyHospital,
     in_round,
     make_config,
@@ -80,7 +82,8 @@ def update(name, examples, randomness):
 
 def mean_update(examples, randomness):
     updates = [update(name, examples[name], randomness(name)) for name in HOSPITALS]
-    return aggregate(updates, [float(numbers[0]) for numbers in HOSPITALS.values()])
+    held = [HeldVector(update) for update in updates]
+    return aggregate(held, [float(numbers[0]) for numbers in HOSPITALS.values()])
 
 
 def sensitivity(name):
@@ -280,6 +283,54 @@ def test_a_record_that_is_not_whole_proves_nothing(recorded, damage):
     assert all(cost.is_proven for cost in outsider_costs(config, state, lines).values())
     for cost in outsider_costs(config, state, damage(lines)).values():
         assert (cost.is_proven, cost.reason, cost.epsilon) == (False, INCOMPLETE_RECORD, 3.0)
+
+
+def with_grid(lines, exponent):
+    return [line | {"coarsest_grid_exponent": exponent} if "closed" in line else line for line in lines]
+
+
+def test_a_record_that_does_not_say_how_updates_were_rounded_proves_nothing(recorded):
+    config, lines, state = recorded
+    for exponent in ("missing", 0.5, "-3"):
+        for cost in outsider_costs(config, state, with_grid(lines, exponent)).values():
+            assert (cost.is_proven, cost.reason) == (False, INCOMPLETE_RECORD)
+
+
+def test_a_grid_finer_than_the_noise_changes_nothing_and_a_coarser_one_ends_the_proof(recorded):
+    """Noise of 4 at rate 0.5, C 1 and q 0.5 is 4 in the weighted update: a spacing up to 1.6 will do."""
+    config, lines, state = recorded
+    assert outsider_costs(config, state, with_grid(lines, 0)) == outsider_costs(config, state, lines)
+    for cost in outsider_costs(config, state, with_grid(lines, 1)).values():
+        assert (cost.is_proven, cost.reason, cost.epsilon) == (False, ROUNDED, 3.0)
+
+
+def test_a_hospital_with_little_noise_neither_helps_nor_is_helped():
+    mine = [contribution("a", 1, 1, 3.0), contribution("b", 1, 1, 4.0)]
+    coarse = replace(contribution("c", 1, 1, 2.0), adds_up=False)
+    found = effective_noise_multipliers([*mine, coarse])
+    assert found == effective_noise_multipliers(mine) | {"c": 2.0}
+
+
+def law_of_rounded(mean, stddev, points):
+    """Probability of each whole number, rounded stochastically: the normal density against a triangle."""
+    fine = np.arange(-0.995, 1, 0.01)
+    triangle = (1 - np.abs(fine)) * 0.01
+    densities = stats.norm.pdf(points[:, None] + fine[None, :], mean, stddev)
+    return densities @ triangle
+
+
+@pytest.mark.parametrize(("stddev", "alias"), [(0.5, 0.29), (0.75, 4e-3), (1.0, 6e-5), (1.5, 3e-10)])
+def test_sums_of_rounded_noise_are_rounded_sums_of_noise_up_to_the_alias(stddev, alias):
+    """Two hospitals with this noise in spacings, against their Gaussian sum rounded once (module text)."""
+    points = np.arange(-40, 41)
+    assert alias == pytest.approx(math.exp(-(math.pi**2) * stddev**2), rel=0.5) or stddev == 0.5
+    triangles = np.convolve(*[(1 - np.abs(np.arange(-0.995, 1, 0.01))) * 0.01] * 2)
+    for mean in (0.0, 0.25, 0.5):
+        each = law_of_rounded(mean, stddev, points), law_of_rounded(0.3, stddev, points)
+        together = np.convolve(*each)[40:121]
+        offsets = (np.arange(len(triangles)) - (len(triangles) - 1) / 2) * 0.01
+        ideal = stats.norm.pdf(points[:, None] + offsets, mean + 0.3, stddev * math.sqrt(2)) @ triangles
+        assert np.abs(together - ideal).max() < alias + 1e-12
 
 
 def test_rounds_that_are_not_in_the_model_do_not_count(recorded):

@@ -10,7 +10,7 @@ from PIL import Image
 from common.privacy.accountant import epsilon
 from common.privacy.plan import PrivacyEvent
 from server.reporting.plots import draw_plots, write_plots
-from server.reporting.run_history import growth, participation_counts, round_seconds
+from server.reporting.run_history import growths, participation_counts, round_seconds
 from server.reporting.run_record import read_run
 from tests.run_folders import build_run
 
@@ -75,17 +75,17 @@ def test_growth_without_reported_epsilons_is_composed_from_the_plan(tmp_path):
         line.pop("epsilon", None)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = read_run(folder)
-    points = growth(run, run.hospitals[1])
+    points = growths(run)[run.hospitals[1].name]
     assert [number for number, _ in points] == [1, 2, 3, 4, 5, 6]
     event = PrivacyEvent(sampling_rate=0.5, noise_multiplier=2.5, steps=6)
     assert points[-1][1] == pytest.approx(epsilon([event], delta=5e-4), rel=2e-3)
     # The round that a hospital refused is not charged.
-    assert [number for number, _ in growth(run, run.hospitals[0])] == [1, 2, 3, 4, 5]
+    assert [number for number, _ in growths(run)[run.hospitals[0].name]] == [1, 2, 3, 4, 5]
 
 
 def test_growth_of_a_long_run_is_thinned_and_keeps_its_end(tmp_path):
     run = read_run(build_run(tmp_path / "run", rounds=100))
-    points = growth(run, run.hospitals[1])
+    points = growths(run)[run.hospitals[1].name]
     assert len(points) <= 12
     assert points[-1] == (100, pytest.approx(10.1))
 

@@ -75,3 +75,27 @@ def test_the_moving_average_forgets_its_start_and_follows_the_decay():
         initial *= min(0.9, (1 + round_number) / (10 + round_number))
     assert average["w"][0] == pytest.approx(1 + 999 * initial, rel=1e-6)
     assert initial < 1e-7
+
+
+@pytest.mark.parametrize("optimizer", ["plain", "momentum", "adam"])
+def test_the_new_weights_may_take_the_place_of_the_update(optimizer):
+    settings = ServerSection(optimizer=optimizer, learning_rate=0.7, momentum=0.6)
+    random = np.random.default_rng(2)
+
+    def some():
+        shapes = {"a": (300, 400), "b": (), "c": (7,)}
+        return {
+            name: np.asarray(random.normal(size=shape), dtype=np.float32) for name, shape in shapes.items()
+        }
+
+    weights, before = some(), some()
+    state = OptimizerState() if optimizer == "plain" else OptimizerState(first_moment=some())
+    expected, after = next_weights(weights, before, state, settings)
+    update = {name: array.copy() for name, array in before.items()}
+    moved, in_place = next_weights(weights, update, state, settings, out=update)
+    for name in weights:
+        assert moved[name] is update[name]
+        assert moved[name].tobytes() == expected[name].tobytes()
+        assert moved[name].shape == weights[name].shape
+        if optimizer != "plain":
+            assert in_place.first_moment[name].tobytes() == after.first_moment[name].tobytes()

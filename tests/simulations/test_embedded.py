@@ -123,6 +123,28 @@ def test_bytes_are_those_that_crossed_the_pipe(grid: EmbeddedGrid) -> None:
     assert 3 * 50 < received < 3 * 2_000
 
 
+def test_messages_that_wait_are_not_copied_before_their_turn() -> None:
+    weights = ArrayRecord({"weight": Array(np.zeros((1000, 25), dtype=np.float32))})
+    with open_grid(
+        {"toy.number": 7}, num_hospitals=200, num_workers=1, reproducible=False, client_app=APP
+    ) as grid:
+        messages = requests(grid, sleep=5.0)
+        for message in messages:
+            message.content["arrays"] = weights
+        grid.push_messages(messages)
+        deadline = time.monotonic() + 60
+        while not grid.run.bytes_sent and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        assert 100_000 < grid.run.bytes_sent < 102_000
+
+
+def test_workers_share_what_the_fork_server_has_imported(grid: EmbeddedGrid) -> None:
+    answers = metrics(grid.send_and_receive(requests(grid), timeout=60))
+    # Imported before the fork and frozen there; torch's compiler is not among it.
+    assert all(answer["frozen"] > 100_000 and not answer["compiler"] for answer in answers.values())
+
+
 def test_a_round_of_five_costs_little_beyond_the_work() -> None:
     with open_grid(
         {"toy.number": 7}, num_hospitals=5, num_workers=2, reproducible=False, client_app=APP

@@ -2,8 +2,9 @@ import pytest
 
 from common.config import FederationConfig
 from common.errors import ConfigError
+from common.hospital_config import PolicyConfig
 from common.settings import load, to_toml
-from simulations.scenario import DataFacts, Scenario, make_scenario, settle
+from simulations.scenario import DEFAULT_EPSILON, DataFacts, Scenario, make_scenario, settle
 
 FACTS = DataFacts(
     name="films",
@@ -25,6 +26,10 @@ def test_without_flags_everything_has_a_default() -> None:
     assert not config.federation.reproducible
     assert config.data.classes == ("normal", "opacity")
     assert (config.data.image_size, config.data.channels) == (28, 1)
+
+
+def test_the_default_budget_is_that_of_a_hospitals_policy() -> None:
+    assert PolicyConfig.model_fields["epsilon"].default == DEFAULT_EPSILON
 
 
 def test_with_data_the_default_partition_is_iid() -> None:

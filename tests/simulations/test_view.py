@@ -10,6 +10,7 @@ from rich.console import Console
 
 from common.files import append_line, write_bytes_atomically, write_json_atomically
 from common.settings import to_toml
+from simulations import progress as progress_module
 from simulations.progress import Progress, Tail
 from simulations.view import follow, line, table
 from tests.run_folders import HOSPITALS, build_config, build_evaluation, build_run, round_lines
@@ -186,3 +187,28 @@ def test_keeping_up_does_not_grow_with_the_run(tmp_path):
     assert progress.rounds_done == 499
     assert len(progress._sent) <= 12
     assert {row.name for row in progress.rows()} == {*names, *HOSPITALS}
+
+
+def test_of_many_hospitals_the_table_shows_some_and_counts_all(tmp_path, monkeypatch):
+    read = []
+    known = progress_module.hospital_settings
+    monkeypatch.setattr(
+        progress_module, "hospital_settings", lambda folder, name: read.append(name) or known(folder, name)
+    )
+    names = [f"h{i:04d}" for i in range(1000)]
+    folder = started(tmp_path / "run")
+    write_json_atomically(folder / "hospitals" / "roster.json", {"hospitals": [*names, "late"]})
+    record(folder, round_lines(1, names, outcomes={"h0007": ("refused", "budget-spent")}))
+    progress = Progress(folder, total_rounds=2)
+    progress.read()
+    console = plain_console()
+    console.print(table(progress))
+    shown = text_of(console)
+    assert "h0019" in shown
+    assert "h0020" not in shown
+    assert "and 981 more" in shown
+    assert "999 trained in 1" in shown
+    assert "1 waiting" in shown
+    # Files of those who are not shown are not even read, nor those of the others twice.
+    assert progress.rows(20)
+    assert read == names[:20]

@@ -1,7 +1,9 @@
 """Ten-line apps for the tests of the engines; workers import them by name."""
 
+import gc
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -31,6 +33,8 @@ def train(message: Message, context: Context) -> Message:
             "threads": torch.get_num_threads(),
             "deterministic": int(torch.are_deterministic_algorithms_enabled()),
             "python-threads": threading.active_count(),
+            "frozen": gc.get_freeze_count(),
+            "compiler": int("torch._dynamo.eval_frame" in sys.modules),
             "configured": int(context.run_config["toy.number"]),
         }
     )

@@ -114,3 +114,17 @@ def test_a_patient_at_two_sites_belongs_to_the_one_with_most_images(manifest):
         max_skipped_share=0,
     )
     assert decoded.unit_groups("site") == ("y", "w")
+
+
+def test_the_images_of_a_part_are_mapped_not_copied(decoded, read, tmp_path):
+    train = decoded.examples
+    path = write_part(
+        tmp_path / "images.npz", train=train, classes=decoded.classes, unit="patient", key=b"k" * 32
+    )
+    pixels = read(path, classes=decoded.classes, size=9, channels=1).train.inputs["image"]
+    place = pixels
+    while isinstance(place, np.ndarray) and not isinstance(place, np.memmap):
+        place = place.base
+    assert isinstance(place, np.memmap)
+    assert not pixels.flags.writeable
+    assert np.array_equal(pixels, train.select_units(range(train.num_units)).inputs["image"])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from client.training.batches import chunks_of_units
-from client.training.patient_optimizer import PatientDPOptimizer
+from client.training.patient_optimizer import _PIECE, PatientDPOptimizer
 from client.training.plain import make_optimizer
 from client.training.private import accumulate_clipped_gradients, per_row_gradients
 from common.config import TrainingConfig
@@ -84,6 +84,7 @@ def accumulate_all(wrapped, optimizer, inputs, targets, units, *, max_rows, task
             segments=torch.from_numpy(chunk.segments),
             num_units=chunk.num_units,
         )
+    optimizer.settle()
 
 
 def summed(model):
@@ -120,10 +121,20 @@ def oracle_clipped_sum(model, inputs, targets, units, *, clip=1.0, task=TASK):
     return total
 
 
-def noise_of_step(model, plan, stream):
+def noise_of_step(model, plan, randomness, *, step=0, round_number=1):
     """Noise that a step adds to the sum, as one float64 vector; the distribution has tests of its own."""
     grid = NoiseGrid.of(plan, num_parameters=sum(p.numel() for p in model.parameters()))
-    each = [integer_noise(p.numel(), grid=grid, stream=stream) for p in model.parameters()]
+    lengths = [
+        min(_PIECE, p.numel() - start) for p in model.parameters() for start in range(0, p.numel(), _PIECE)
+    ]
+    each = [
+        integer_noise(
+            length,
+            grid=grid,
+            stream=randomness.stream(purpose="noise", round_number=round_number, step=step, part=part),
+        )
+        for part, length in enumerate(lengths)
+    ]
     return torch.from_numpy(np.concatenate(each) * grid.spacing)
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from opacus.grad_sample import GradSampleModule
+from opacus.grad_sample import GradSampleModule, GradSampleModuleNoOp
 from torch import nn
 
 from client.training.guard import guard_losses, guard_model, guard_optimizer
@@ -218,22 +218,33 @@ def test_traps_1_and_3_ghost_modes_are_refused():
 
     model = small_network()
     ghost = GradSampleModuleFastGradientClipping(model, max_grad_norm=1.0, use_ghost_clipping=True)
-    assert_refused(make_dp_optimizer(model, make_plan()), ghost, "hooks mode")
+    assert_refused(make_dp_optimizer(model, make_plan()), ghost, "our per-row gradients")
     optimizer = DPOptimizerFastGradientClipping(
         make_optimizer(model.parameters(), TrainingConfig(), learning_rate=0.1),
         noise_multiplier=1.5,
         max_grad_norm=1.0,
         expected_batch_size=10,
     )
-    assert_refused(optimizer, GradSampleModule(small_network(), loss_reduction="sum"), "clip patients")
+    with per_row_gradients(small_network()) as wrapped:
+        assert_refused(optimizer, wrapped, "clip patients")
+
+
+def test_layers_whose_gradient_is_that_of_the_whole_batch_are_refused():
+    model = small_network()
+    with per_row_gradients(model) as wrapped:
+        optimizer = make_dp_optimizer(model, make_plan())
+        guard_optimizer(optimizer, wrapped, make_plan())
+        del model[4].forward
+        assert_refused(optimizer, wrapped, "summed over the rows")
+    assert_refused(optimizer, GradSampleModuleNoOp(small_network(), loss_reduction="sum"), "summed over")
 
 
 def test_mean_losses_and_functorch_are_refused():
     model = small_network()
-    assert_refused(make_dp_optimizer(model, make_plan()), GradSampleModule(model), "hooks mode")
+    assert_refused(make_dp_optimizer(model, make_plan()), GradSampleModule(model), "our per-row gradients")
     model = small_network()
     wrapped = GradSampleModule(model, loss_reduction="sum", force_functorch=True)
-    assert_refused(make_dp_optimizer(model, make_plan()), wrapped, "functorch")
+    assert_refused(make_dp_optimizer(model, make_plan()), wrapped, "our per-row gradients")
 
 
 def test_trap_2_numbers_other_than_the_plans_are_refused():

@@ -6,16 +6,11 @@ import torch
 from scipy.stats import chi2
 from torch import nn
 
-from client.training.patient_optimizer import (
-    PatientDPOptimizer,
-    clip_factors,
-    squared_norms,
-    sum_on_grid,
-    sum_rows_of_units,
-)
+from client.training.patient_optimizer import PatientDPOptimizer, clip_factors
 from client.training.private import per_row_gradients
 from common.config import TrainingConfig
 from common.errors import GuardError
+from common.privacy.noise import rounding_of_sums
 from common.privacy.randomness import ReproducibleRandomness, SecureRandomness
 from tests.client.training.dp_oracle import (
     accumulate_all,
@@ -74,6 +69,22 @@ def test_adding_a_patient_moves_the_sum_by_at_most_c(kind, max_rows, clip):
         assert float(patient_gradient(model, inputs[odd], targets[odd]).norm()) > 1.1 * clip
 
 
+@pytest.mark.parametrize("clip", [1e-3, 1e-12, 1e-20, 1e-27, 1e-30])
+def test_a_tiny_clip_holds_or_is_refused(clip):
+    """Weights may be sure of every verdict, so that squares of gradients vanish in float32."""
+    model = nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 2))
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[2].bias.copy_(torch.tensor([57.0, 0.0]))
+    inputs, targets = random_rows([0])
+    try:
+        moved = float(clipped_sum(model, inputs, targets * 0, [0], clip=clip).norm())
+    except GuardError:
+        assert clip < 1e-9
+    else:
+        assert moved <= clip * (1 + 1e-5)
+
+
 def test_trap_8_one_broken_image_silences_its_patient_only():
     model = small_network()
     inputs, targets = random_rows(RAGGED)
@@ -84,7 +95,7 @@ def test_trap_8_one_broken_image_silences_its_patient_only():
 
 
 def test_clip_factors_have_no_hole_and_no_excess():
-    norms = torch.tensor([0.0, 1e-12, 1 - 1e-9, 1.0, 1 + 1e-9, 7.0, 1e29, 1e31, math.inf, math.nan]).double()
+    norms = torch.tensor([0.0, 1e-12, 1 - 1e-9, 1.0, 1 + 1e-9, 7.0, 1e17, 1e19, math.inf, math.nan]).double()
     factors = clip_factors(norms, l2_clip_norm=1.0)
     assert factors[:4].tolist() == [1, 1, 1, 1]
     assert ((factors * norms)[:7] <= 1 + 1e-12).all()
@@ -92,37 +103,22 @@ def test_clip_factors_have_no_hole_and_no_excess():
     assert factors[7:].tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("value", [0.1, 1e-3, 3e18, 1e30])
-def test_norms_are_exact_over_millions_of_weights(value):
-    found = squared_norms(torch.full((2, 1_000_003), value)).sqrt()
-    expected = float(np.float32(value)) * math.sqrt(1_000_003)
-    assert found.tolist() == pytest.approx([expected, expected], rel=1e-9)
-
-
-def test_rows_of_units_are_added_without_touching_others():
-    gradients = torch.tensor([[1.0, 2.0], [3.0, 4.0], [math.nan, 1.0]])
-    sums = sum_rows_of_units(gradients, torch.tensor([0, 0, 1]), 2)
-    assert sums[0].tolist() == [4, 6]
-    assert sums[1].isnan().tolist() == [True, False]
-
-
 @pytest.mark.parametrize(
     ("segments", "num_units"),
     [([0, 0, 1], 3), ([1, 0, 1], 2), ([0, 1, 2], 2), ([0, 2, 2], 3), ([0, 0, 0], 0)],
 )
 def test_impossible_segments_are_refused(segments, num_units):
-    optimizer = make_dp_optimizer(small_network(), make_plan())
-    with pytest.raises(ValueError, match="segments"):
-        optimizer.accumulate(torch.tensor(segments), num_units)
+    model = small_network()
+    inputs, targets = random_rows(segments)
+    with per_row_gradients(model) as wrapped:
+        optimizer = make_dp_optimizer(model, make_plan())
+        nn.functional.cross_entropy(wrapped(inputs), targets, reduction="sum").backward()
+        with pytest.raises(ValueError, match="segments"):
+            optimizer.accumulate(torch.tensor(segments), num_units)
 
 
 def released(model):
     return torch.cat([p.grad.double().flatten() for p in model.parameters()])
-
-
-def noise_of(plan, randomness, model, *, step=0, round_number=1):
-    stream = randomness.stream(purpose="noise", round_number=round_number, step=step)
-    return noise_of_step(model, plan, stream)
 
 
 @pytest.mark.parametrize("num_patients", [0, 1, 6])
@@ -136,7 +132,7 @@ def test_traps_9_and_11_release_is_sum_plus_noise_over_the_expected_batch_size(n
         accumulate_all(wrapped, optimizer, *random_rows(units), units, max_rows=5)
         clean = summed(model)
         optimizer.step()
-        expected = (clean + noise_of(plan, randomness, model)) / 21
+        expected = (clean + noise_of_step(model, plan, randomness)) / 21
         assert relative_error(released(model), expected) < 1e-6
         assert summed(model).norm() == 0
         assert (clean.norm() > 0) == (num_patients > 0)
@@ -260,7 +256,7 @@ def test_other_ways_to_step_are_refused():
         ):
             with pytest.raises(GuardError):
                 call()
-        nn.functional.cross_entropy(wrapped(inputs.requires_grad_()), targets, reduction="sum").backward()
+        nn.functional.cross_entropy(wrapped(inputs), targets, reduction="sum").backward()
         with pytest.raises(GuardError, match="not accumulated"):
             optimizer.step()
         optimizer.zero_grad()
@@ -273,10 +269,14 @@ def test_two_backwards_before_accumulate_are_refused():
     inputs, targets = random_rows([0, 1])
     with per_row_gradients(model) as wrapped:
         optimizer = make_dp_optimizer(model, make_plan())
-        for _ in range(2):
-            nn.functional.cross_entropy(wrapped(inputs.requires_grad_()), targets, reduction="sum").backward()
-        with pytest.raises(GuardError, match="gradient for each row"):
+
+        def step():
+            for _ in range(2):
+                nn.functional.cross_entropy(wrapped(inputs), targets, reduction="sum").backward()
             optimizer.accumulate(torch.tensor([0, 1]), 2)
+
+        with pytest.raises(GuardError, match="gradient for each row"):
+            step()
 
 
 def test_it_is_one_step_under_opacus():
@@ -303,7 +303,7 @@ def whole_numbers(optimizer, model):
 
 
 def test_floating_point_what_is_released_are_whole_numbers_of_the_grid():
-    """The neighbour, in exact arithmetic: with the same noise the releases differ by the patient alone."""
+    """The neighbour: with the same noise releases differ by the patient alone, up to a grid point each."""
     model, plan = small_network(), make_plan(l2_clip_norm=0.3)
     inputs, targets = random_rows(RAGGED)
     patient, sums, releases = RAGGED == 3, [], []
@@ -317,31 +317,12 @@ def test_floating_point_what_is_released_are_whole_numbers_of_the_grid():
             # From outside: what leaves is a float32 next to a whole number of the grid.
             outside = released(model) * plan.expected_batch_size / optimizer.grid.spacing
             assert ((outside - releases[-1]).abs() <= 2.0**-23 * outside.abs()).all()
-    for numbers in (*sums, *releases):
+    for numbers in releases:
         assert torch.equal(numbers, numbers.round())
         assert numbers.abs().max() < 2**53
-    # One patient at a time, so the kernels see the same rows: every difference is exact.
-    assert torch.equal(sums[0] - sums[1], sums[2])
-    assert torch.equal(releases[0] - releases[1], sums[2])
-    # Rounding made the patient larger by no more than the noise was raised for.
-    rounded = float(sums[2].norm()) * optimizer.grid.spacing
-    assert rounded <= plan.l2_clip_norm * optimizer.grid.noise_stddev / plan.noise_stddev
-
-
-def test_floating_point_sums_do_not_depend_on_the_order():
-    generator = torch.Generator().manual_seed(0)
-    scales = 10.0 ** torch.randint(-6, 6, (300, 1), generator=generator)
-    gradients = torch.randn(300, 1000, generator=generator) * scales
-    factors = torch.rand(300, generator=generator, dtype=torch.float64) / gradients.norm(dim=1).double()
-    order = torch.randperm(300, generator=generator)
-    found = sum_on_grid(gradients, factors, spacing=2.0**-25)
-    again = sum_on_grid(gradients[order], factors[order], spacing=2.0**-25)
-    assert torch.equal(found, again)
-    # The slow way, in whole numbers of Python.
-    exact = [
-        sum(round(float(g) * float(f) * 2**25) for g, f in zip(gradients[:, column], factors, strict=True))
-        for column in range(5)
-    ]
-    assert (found[:5] * 2**25).tolist() == exact
-    # In float32, as matrix products are otherwise, the order shows.
-    assert not torch.equal(factors.float() @ gradients, factors[order].float() @ gradients[order])
+    # Each sum is rounded to the nearest grid point, which is what the noise was raised for.
+    moved = releases[0] - releases[1]
+    assert ((moved - (sums[0] - sums[1])).abs() <= 1).all()
+    assert (sums[0] - sums[1] - sums[2]).norm() * optimizer.grid.spacing <= rounding_of_sums(6) * 0.3
+    grown = float(moved.norm()) * optimizer.grid.spacing
+    assert grown <= plan.l2_clip_norm * optimizer.grid.noise_stddev / plan.noise_stddev

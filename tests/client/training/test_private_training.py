@@ -65,7 +65,7 @@ def oracle_round(examples, plan, *, rate, momentum=0.0, weight_decay=0.0, round_
         total = oracle_clipped_sum(
             model, images[rows], targets[rows], examples.units[rows.numpy()], clip=plan.l2_clip_norm
         )
-        noise = noise_of_step(model, plan, RANDOMNESS.stream(purpose="noise", **where))
+        noise = noise_of_step(model, plan, RANDOMNESS, **where)
         gradient = (total + noise) / (plan.sampling_rate * plan.enrolled_units)
         velocity = momentum * velocity + gradient
         weights = flat(read_parameters(model)) * (1 - rate * weight_decay) - rate * velocity
@@ -105,8 +105,7 @@ def test_trap_9_a_hospital_without_patients_releases_noise_alone():
     plan = make_plan(steps=3)
     found = flat(run(small_network(), empty, plan, TrainingConfig(learning_rate=1.0)).parameters)
     moved = found - flat(read_parameters(small_network()))
-    streams = [RANDOMNESS.stream(purpose="noise", round_number=1, step=step) for step in range(3)]
-    noise = sum(noise_of_step(small_network(), plan, stream) for stream in streams)
+    noise = sum(noise_of_step(small_network(), plan, RANDOMNESS, step=step) for step in range(3))
     assert relative_error(moved, -noise / 10) < 1e-5
 
 

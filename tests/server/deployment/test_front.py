@@ -47,7 +47,7 @@ def test_every_answer_says_which_release_this_is_and_what_time(door):
     for path in ("/", "/v1/fleet/register-node", "/v1/fleet/get-run"):
         answer = door.client.post(path)
         assert answer.headers[HEADER].startswith("0.")
-        assert ";schema=2;bundle=" in answer.headers[HEADER]
+        assert ";schema=3;bundle=" in answer.headers[HEADER]
         assert "date" in answer.headers
         assert "server" not in answer.headers
 

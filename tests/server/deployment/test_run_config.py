@@ -18,6 +18,7 @@ OTHER_THAN_BUILT_IN = {
     "training": {"learning-rate": 0.125, "momentum": 0.5},
     "privacy": {"sampling-rate": 0.25, "local-steps": 3},
     "evaluation": {"at-end": False, "checkpoints": 2, "score-bins": 20},
+    "wire": {"bits": 4},
     "server": {"quorum": 3, "deadline-s": 77.0},
     "network": {"address": "fl.example.org:8443"},
 }
