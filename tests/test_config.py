@@ -146,7 +146,6 @@ def test_the_public_plan_holds_nothing_of_the_servers_own():
         "privacy",
         "evaluation",
         "wire",
-        "wire",
     }
     assert "/srv" not in str(flat)
 

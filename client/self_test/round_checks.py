@@ -13,12 +13,13 @@ from client.self_test.checks import ALPHA, p_of_variance
 from client.self_test.setup import Setup, Vector, few_units, flat, noted_gradients, steps_tried
 from client.training import private as private_training
 from client.training.batches import input_tensor, target_tensor
-from client.training.plain import decay_weights, learning_rate, make_optimizer
+from client.training.plain import decay_weights, make_optimizer
 from common.config import PublicPlan
 from common.examples import Examples
 from common.models.registry import load_parameters, parameter_template, read_parameters
 from common.parameters import Parameters, difference
 from common.privacy.randomness import RandomnessSource, ReproducibleRandomness
+from common.schedule import learning_rate
 from common.tasks import Task
 
 _FAINT = 1e-7

@@ -4,7 +4,6 @@ It must be asked for by name and no privacy may be claimed for its result. `clie
 default.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from common.models.registry import read_parameters
 from common.parameters import Parameters
 from common.preprocessing import Preprocessing
 from common.privacy.randomness import RandomnessSource
+from common.schedule import learning_rate
 from common.tasks import Task
 
 
@@ -57,19 +57,6 @@ def stop_if_asked(stop: Callable[[], bool], *, step: int, steps: int) -> None:
             why="the deadline passed or somebody stopped this hospital",
             fix="nothing was released; the round can be asked for again",
         )
-
-
-def learning_rate(training: TrainingConfig, *, round_number: int, num_rounds: int) -> float:
-    """Step size of round 1, 2, ..., num_rounds: constant, or half a cosine from the full size towards 0.
-
-    >>> learning_rate(TrainingConfig(learning_rate=0.5), round_number=7, num_rounds=10)
-    0.5
-    """
-    if not 1 <= round_number <= num_rounds:
-        raise ValueError(f"round_number must be in 1..{num_rounds}, got {round_number}")
-    if training.learning_rate_schedule == "constant":
-        return training.learning_rate
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (round_number - 1) / num_rounds))
 
 
 def make_optimizer(

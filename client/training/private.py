@@ -28,7 +28,6 @@ from client.training.per_row_layers import with_row_gradients
 from client.training.plain import (
     TrainingResult,
     decay_weights,
-    learning_rate,
     make_optimizer,
     never,
     stop_if_asked,
@@ -41,6 +40,7 @@ from common.preprocessing import Preprocessing
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import RandomnessSource, Stream
 from common.privacy.sampling import poisson_sample
+from common.schedule import learning_rate
 from common.tasks import Task
 
 

@@ -8,7 +8,6 @@ from torch import nn
 from client.training.plain import (
     TrainingStopped,
     decay_weights,
-    learning_rate,
     make_optimizer,
     train,
 )
@@ -18,6 +17,7 @@ from common.models.registry import read_parameters
 from common.parameters import parameters_sha256
 from common.preprocessing import Preprocessing
 from common.privacy.randomness import ReproducibleRandomness
+from common.schedule import learning_rate
 from tests.client.training.dp_oracle import TASK, examples_of, small_network
 
 RANDOMNESS = ReproducibleRandomness(4, "here")
