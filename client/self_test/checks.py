@@ -5,6 +5,7 @@ Each returns why it is red, or "". A statistical one is red by chance with proba
 
 import itertools
 import secrets
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -103,12 +104,22 @@ def check_noise(setup: Setup) -> str:
             squares += float(values @ values)
             count += len(values)
         for first, second in itertools.combinations([np.concatenate(step) for step in steps], 2):
-            correlation = float(first @ second) / np.sqrt(first @ first) / np.sqrt(second @ second)
-            if not 2 * stats.norm.sf(abs(correlation) * np.sqrt(len(first))) > ALPHA / 1000:
+            if not p_of_correlation(first, second) > ALPHA / 1000:
                 return "the noise of one step tells that of another"
+        if any(not p_of_correlation(*parts) > ALPHA / 1e5 for parts in _parts_of_step(steps[0])):
+            return "parts of one step were released with the same noise"
     if not p_of_squares(squares, count) > ALPHA:
         return f"the noise is {np.sqrt(squares / count):.4g} times what is charged"
     return _not_unknown(setup)
+
+
+def _parts_of_step(step: list[Vector]) -> Iterator[tuple[Vector, Vector]]:
+    """Pairs of equally long stretches: beginnings of parameters, and of what may be parts of large ones."""
+    starts = [0, *(1 << power for power in range(_FEW_NUMBERS.bit_length(), 32))]
+    parts = [values[start : start + _FEW_NUMBERS] for values in step for start in starts]
+    for first, second in itertools.combinations([part for part in parts if len(part) >= 64], 2):
+        length = min(len(first), len(second))
+        yield first[:length], second[:length]
 
 
 def _not_unknown(setup: Setup) -> str:
@@ -215,6 +226,12 @@ def not_poisson(times: Integers, sizes: Integers, *, overlap: int, rate: float) 
 def p_of_variance(values: Vector) -> float:
     """Two-sided probability of this spread of standard normal numbers."""
     return p_of_squares(float(values @ values), len(values))
+
+
+def p_of_correlation(first: Vector, second: Vector) -> float:
+    """Two-sided probability of the correlation of two vectors of independent noise."""
+    correlation = float(first @ second) / np.sqrt(first @ first) / np.sqrt(second @ second)
+    return float(2 * stats.norm.sf(abs(correlation) * np.sqrt(len(first))))
 
 
 def p_of_squares(squares: float, count: int) -> float:

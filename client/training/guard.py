@@ -60,7 +60,11 @@ def _trains(layer: nn.Module) -> bool:
 _RULES = (
     _Rule(
         "the model is already prepared for per-row gradients",
-        lambda layer: isinstance(layer, GradSampleModule) or hasattr(layer, "autograd_grad_sample_hooks"),
+        lambda layer: (
+            isinstance(layer, GradSampleModule | GradSampleModuleNoOp)
+            or hasattr(layer, "autograd_grad_sample_hooks")
+            or "forward" in layer.__dict__
+        ),
         "hooks added twice would count every gradient twice",
         "pass the plain model",
     ),

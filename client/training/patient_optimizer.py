@@ -29,6 +29,7 @@ from common.privacy.randomness import RandomnessSource
 
 _LARGEST_NORM = 1e18
 """Squares of larger numbers are infinite in float32, and the gradient is of no use anyway."""
+_SMALLEST_CLIP = 1e-12
 _SMALL = 4096
 """Parameters of at most so many numbers are worked on together."""
 _LARGE = 2**20
@@ -75,6 +76,8 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
         )
         # Asked for often, and the same for the whole round. Any: Opacus hangs its own attributes on them.
         self._parameters: list[Any] = self.params
+        if plan.l2_clip_norm < _SMALLEST_CLIP:
+            raise GuardError("the clip is too small", why=_VANISH, fix=f"take at least {_SMALLEST_CLIP:g}")
         self._grid = NoiseGrid.of(plan, num_parameters=sum(p.numel() for p in self._parameters))
 
     @property
@@ -273,6 +276,7 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
             )
 
 
+_VANISH = "squares of such small numbers vanish in float32"
 _MISSED = "it was not reached by the last backward, or its inputs do not have one entry per row"
 _ONCE = "use every layer once per forward, in training mode, with rows first"
 

@@ -52,7 +52,9 @@ def _forward_of(layer: nn.Module, fixed: bool) -> Callable[[Tensor], Tensor]:
 
 def _keep(parameter: Any, rows: Callable[[], Any]) -> None:
     if parameter is not None and parameter.requires_grad:
-        parameter.grad_sample = rows()
+        earlier = getattr(parameter, "grad_sample", None)
+        # A second gradient for the same rows: neither is the row's, and the optimiser refuses what is here.
+        parameter.grad_sample = rows() if earlier is None else [earlier, "more"]
 
 
 def _channels_last(values: Tensor) -> Tensor:

@@ -153,8 +153,9 @@ class ProductRows:
     def squared_norms(self, units: Units) -> Tensor:
         """Squared norm of each slot's gradient, float64 (rows,)."""
         left, right = self._left.double(), self._right.double()
-        if units.alone and left.shape[1] == 1:
-            return left.square().sum((1, 2)) * right.square().sum((1, 2))
+        if units.alone and left.shape[1] == 1:  # by the same formula as below, whoever else has several rows
+            norms = left.square().sum((1, 2)) * right.square().sum((1, 2))
+            return norms + (norms.sqrt() / LARGEST_COHERENCE).square_()
         squared = left.new_zeros(len(left))
         for apart in range(units.most_rows):  # row i with row i + apart, where both belong to one unit
             first = slice(0, len(left) - apart)

@@ -177,9 +177,10 @@ def pieces_of_noise_share_a_stream(patch):
     def add_noise(self):
         drawn["seed"] = secrets.randbits(62)
         real(self)
+        drawn.clear()
 
     def stream_of(round_number, step):
-        same = ReproducibleRandomness(drawn["seed"], "here")
+        same = ReproducibleRandomness(drawn.get("seed", secrets.randbits(62)), "here")
         return same.stream(purpose="noise", round_number=round_number, step=step)
 
     patch.setattr(PatientDPOptimizer, "add_noise", add_noise)

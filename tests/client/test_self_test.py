@@ -286,6 +286,11 @@ def test_training_on_the_clean_sum_is_red(monkeypatch):
         ("training-stops-when-patients-are-learned", RELEASE),
         ("padding-other-than-zeros", RELEASE),
         ("weight-decay-inside-the-loss", RELEASE),
+        ("pieces-of-noise-share-a-stream", NOISE),
+        ("norms-of-one-row-for-all-of-a-patient", RELEASE),
+        ("cross-terms-of-a-patients-rows-forgotten", RELEASE),
+        ("a-layer-falls-back-to-the-gradient-of-the-batch", COUPLING),
+        ("rows-that-fill-a-chunk-up-are-counted", CLIPPING),
     ],
 )
 def test_a_bug_of_the_audit_is_red(monkeypatch, name, check):
