@@ -194,8 +194,7 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
         for parameter in self._parameters:
             parameter.grad = torch.empty_like(parameter, memory_format=torch.contiguous_format)
         with ThreadPoolExecutor(min(torch.get_num_threads(), len(pieces))) as pool:
-            jobs = enumerate(pieces)
-            for done in [pool.submit(self._release, number, *piece) for number, piece in jobs]:
+            for done in [pool.submit(self._release, number, *piece) for number, piece in enumerate(pieces)]:
                 done.result()
         for parameter in self._parameters:
             parameter.summed_grad = None
