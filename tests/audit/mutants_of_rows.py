@@ -4,6 +4,7 @@ import math
 
 import torch
 
+import client.training.patient_optimizer as optimiser
 import client.training.per_row_layers as layers
 import client.training.private as training
 import client.training.row_gradients as row_gradients
@@ -60,6 +61,12 @@ def norms_in_float32_over_a_whole_layer(patch):
         "squared_norms",
         lambda values: torch.linalg.vector_norm(values, dim=1).double().square(),
     )
+
+
+@mutant("handling", caught_by="neighbours")
+def a_clip_is_taken_that_float32_cannot_square(patch):
+    """A server may ask for any clip, also one below which squares of gradients vanish."""
+    patch.setattr(optimiser, "_SMALLEST_CLIP", 0.0)
 
 
 @mutant("handling", caught_by="neighbours")
