@@ -2,9 +2,9 @@
 
 The traps of Opacus 1.6 that run on silently, and what meets each of them here:
 
-T1   ghost adaptive clipping does not clip           `guard_optimizer`: hooks mode and our optimiser only
+T1   ghost adaptive clipping does not clip           `guard_optimizer`: our layers and optimiser only
 T2   a scheduler changes C or sigma on one side      PatientDPOptimizer reads the frozen plan only
-T3   ghost mode with an unwrapped loss               `guard_optimizer`: hooks mode clips whatever the loss
+T3   ghost mode with an unwrapped loss               `guard_optimizer`: our layers clip whatever the loss
 T4   BatchNorm, also frozen or without parameters    `guard_model`: by type, and by a probe of the model
 T5   a loss that couples records                     `guard_losses`: by a probe of the task
 T6   regularisers added to the loss                  Task.losses sees no weights; decay needs no gradient

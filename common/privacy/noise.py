@@ -12,7 +12,7 @@ a share of C of
   2 rounding_of_sums(M)           float64 sums in another order, of at most M sampled units (`most_sampled`),
   g sqrt(P) / C                   rounding to the grid, g / 2 in each of P coordinates and both worlds.
 The standard deviation is raised by exactly that factor, so sigma is what is accounted: two in a hundred
-thousand where 128 units are expected in a step, and less than one in a thousand up to 10,000.
+thousand where 128 units are expected in a step, and about one in a thousand at 10,000.
 
 The sampler is not the ideal normal: Z comes from 63 + 53 random bits in float64 (`randomness`), which alone
 would leave gaps between grid points far out (arXiv 2112.05307 exploits such gaps). U, uniform over 2**-9 to
