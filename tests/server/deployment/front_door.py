@@ -55,10 +55,15 @@ class Signer:
 
 
 class Upstream:
-    """Answers what `answers` says for a path, and 200 with nothing otherwise; keeps what it was asked."""
+    """Answers what `answers` says for a path, and 200 with nothing otherwise; keeps what it was asked.
+
+    While `may_answer` is not set, it holds its answers back.
+    """
 
     def __init__(self):
         self.answers, self.asked, self.pause_s = {}, [], 0.0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
 
     async def __call__(self, scope, receive, send):
         body = b""
@@ -68,6 +73,8 @@ class Upstream:
                 break
         self.asked.append((time.monotonic(), scope["path"], body))
         await asyncio.sleep(self.pause_s)
+        while not self.may_answer.is_set():
+            await asyncio.sleep(0.01)
         answer = self.answers.get(scope["path"], (200, b""))
         status, content = answer.pop(0) if isinstance(answer, list) and answer else answer or (200, b"")
         await Response(content, status, media_type="application/protobuf")(scope, receive, send)
