@@ -142,7 +142,8 @@ def _profile(case: StepCase, steps: Sequence[Content], say: Say) -> Content:
 
     say(f"the layers of {case.name}")
     twins = [step["memory_twin"] for step in steps if step["case"] in (case.name, case.even.name)]
-    return profile_step(case, twin=twins[0]) if twins else profile_step(case)
+    with _threads(1):  # what runs beside each other cannot be told apart
+        return profile_step(case, twin=twins[0]) if twins else profile_step(case)
 
 
 def _measure_wire(settings: BenchSettings, say: Say) -> Content:

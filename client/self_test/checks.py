@@ -130,10 +130,11 @@ def _not_unknown(setup: Setup) -> str:
     for _ in range(2):
         with seeded_alike():
             stream = SecureRandomness().stream(purpose="noise", **where)
-            noises.append(OPTIMIZER.integer_noise(_FEW_NUMBERS, grid=grid, stream=stream))
+            noises.append(np.empty(_FEW_NUMBERS))
+            OPTIMIZER.release(None, into=noises[-1], grid=grid, stream=stream, divisor=grid.spacing)
             stream = SecureRandomness().stream(purpose="sampling", **where)
             draws.append(PRODUCTION.poisson_sample(_FEW_NUMBERS, 0.5, stream))
-    if any(noise.dtype != np.int64 for noise in noises):
+    if any((noise != np.rint(noise)).any() for noise in noises):
         return "the noise is not in whole numbers of the grid"
     if np.array_equal(noises[0], noises[1]):
         return "the noise follows from a seed"

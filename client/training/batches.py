@@ -20,7 +20,7 @@ from common.examples import Examples, UnitRows
 from common.preprocessing import Preprocessing
 from common.privacy.randomness import RandomnessSource, Stream
 
-CHUNK_BYTES = 128 * 2**20
+CHUNK_BYTES = 256 * 2**20
 """Per-row gradients and activations of one chunk stay below about this."""
 CHUNK_ROWS = 64
 """Rows of a chunk where memory allows: half of them are filled up in vain in the last chunk of a step."""
@@ -122,13 +122,20 @@ def bytes_per_row(model: nn.Module, input_shape: tuple[int, ...]) -> int:
 
 
 def rows_per_chunk(
-    model: nn.Module, input_shape: tuple[int, ...], *, physical_batch_size: int, max_rows_per_unit: int = 1
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    physical_batch_size: int,
+    max_rows_per_unit: int = 1,
+    lanes: int = 1,
 ) -> int:
-    """Rows of every chunk, a power of two: at most CHUNK_ROWS, `physical_batch_size`, what CHUNK_BYTES hold.
+    """Rows of every chunk, a power of two, for as many chunks at once as there are `lanes`.
 
-    More only where one unit has more. Depends on public numbers alone.
+    At most CHUNK_ROWS, `physical_batch_size`, what CHUNK_BYTES hold, each shared by the lanes; more only
+    where one unit has more. Depends on public numbers alone.
     """
-    most = max(1, min(physical_batch_size, CHUNK_ROWS, CHUNK_BYTES // bytes_per_row(model, input_shape)))
+    held = CHUNK_BYTES // bytes_per_row(model, input_shape)
+    most = max(1, min(physical_batch_size, CHUNK_ROWS, held) // lanes)
     return int(max(2 ** (most.bit_length() - 1), 2 ** (max_rows_per_unit - 1).bit_length()))
 
 

@@ -5,6 +5,7 @@ output, (positions, out channels), with the patches of the input under the kerne
 in channels). The ways differ in how patches are laid out, and in whether the product is formed at all:
 
 positions   patches in rows, for many channels: channels stay next to each other in memory
+bands       as positions, but patches of one row of the kernel, which serve all of its rows
 taps        patches in columns, for few channels: positions stay next to each other
 single      no patches: the library's own weight gradient, row by row, for large maps
 product     not formed: norm and sum follow from the factors, for few positions and many weights
@@ -19,11 +20,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from client.training.row_gradients import DenseRows, ProductRows, RowGradients
+from client.training.row_gradients import DenseRows, ProductRows, RowGradients, cut
 from common.privacy.noise import MOST_POSITIONS
 
-Way = Literal["positions", "taps", "single", "product"]
-WAYS: tuple[Way, ...] = ("positions", "taps", "single", "product")
+Way = Literal["positions", "bands", "taps", "single", "product"]
+WAYS: tuple[Way, ...] = ("positions", "bands", "taps", "single", "product")
 _CACHE_BYTES = 2**21
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -84,13 +85,19 @@ def possible_ways(inputs: Tensor, gradient: Tensor, geometry: Geometry) -> tuple
     """The ways worth trying for these shapes, by a rough count of work; the first is the usual one."""
     rows, positions = len(gradient), gradient[0, 0].numel()
     weights = geometry.out_channels * geometry.taps
-    if geometry.groups == 1 and 4 * positions**2 <= weights and rows * positions <= MOST_POSITIONS:
-        return ("product", "positions")
     few_channels = geometry.in_channels // geometry.groups <= 4
-    usual: Way = "taps" if few_channels else "positions"
+    by_positions: Way = "bands" if has_bands(geometry) else "positions"
+    usual: Way = "taps" if few_channels else by_positions
+    if geometry.groups == 1 and 4 * positions**2 <= weights and rows * positions <= MOST_POSITIONS:
+        return ("product", by_positions)
     if positions >= 1024 and not few_channels:
         return (usual, "single")
     return (usual,)
+
+
+def has_bands(geometry: Geometry) -> bool:
+    """Whether the rows of the kernel see the same patches, one further down each time."""
+    return geometry.groups == 1 and len(geometry.kernel) > 1 and geometry.kernel[0] > 1 == geometry.stride[0]
 
 
 def pad(inputs: Tensor, geometry: Geometry) -> Tensor:
@@ -168,6 +175,35 @@ def _by_positions(inputs: Tensor, gradient: Tensor, geometry: Geometry) -> RowGr
     )
 
 
+def _by_bands(inputs: Tensor, gradient: Tensor, geometry: Geometry) -> RowGradients:
+    padded, dims = pad(inputs, geometry), len(geometry.kernel)
+    outputs = _outputs_by_group(gradient, geometry).squeeze(1)
+    rows, high, wide = len(inputs), gradient.shape[2], gradient[0, 0, 0].numel()
+    taps, kernel_rows = geometry.taps // geometry.kernel[0], geometry.kernel[0]
+    products = gradient.new_empty(rows, kernel_rows, geometry.out_channels, taps)
+    # rows, height, rest of the output, rest of the kernel, channels
+    of_row, of_channel, of_height, *of_rest = padded.stride()
+    shape = (padded.shape[2], *gradient.shape[3:], *geometry.kernel[1:], geometry.in_channels)
+    strides = (
+        of_height,
+        *(step * stride for step, stride in zip(of_rest, geometry.stride[1:], strict=True)),
+        *(step * dilation for step, dilation in zip(of_rest, geometry.dilation[1:], strict=True)),
+        of_channel,
+    )
+    step = rows_at_a_time(rows, 4 * padded.shape[2] * wide * taps)
+    patches = inputs.new_empty(step, *shape)
+    starts = [row * geometry.dilation[0] * wide for row in range(kernel_rows)]
+    for some, output, into in zip(cut(padded, step), cut(outputs.mT, step), cut(products, step), strict=True):
+        here = patches[: len(some)]
+        here.copy_(some.as_strided(here.shape, (of_row, *strides)))
+        right = here.view(len(here), -1, taps)
+        for start, product in zip(starts, into.unbind(1), strict=True):
+            torch.bmm(output, right[:, start : start + high * wide], out=product)
+    arranged = (kernel_rows, geometry.out_channels, *geometry.kernel[1:], geometry.in_channels)
+    order = (1, 1 + dims, 0, *range(2, 1 + dims))
+    return DenseRows(products.flatten(1), arrange=lambda flat: flat.view(arranged).permute(order))
+
+
 def _by_taps(inputs: Tensor, gradient: Tensor, geometry: Geometry) -> RowGradients:
     of_group = geometry.out_channels // geometry.groups
 
@@ -218,6 +254,7 @@ def _as_product(inputs: Tensor, gradient: Tensor, geometry: Geometry) -> RowGrad
 
 _WAYS: dict[Way, Callable[[Tensor, Tensor, Geometry], RowGradients]] = {
     "positions": _by_positions,
+    "bands": _by_bands,
     "taps": _by_taps,
     "single": _by_single,
     "product": _as_product,

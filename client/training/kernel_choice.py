@@ -5,6 +5,7 @@ weights. What is timed is all that the way changes: the gradients, their norms, 
 """
 
 import time
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from client.training.row_gradients import Units
 _REPEATS = 3
 _CLEARLY_FASTER = 0.9
 _CHOSEN: dict[tuple[object, ...], Way] = {}
+_CHOOSING = Lock()
 
 
 def way_of(inputs: Tensor, gradient: Tensor, geometry: Geometry, *, fixed: bool) -> Way:
@@ -23,9 +25,10 @@ def way_of(inputs: Tensor, gradient: Tensor, geometry: Geometry, *, fixed: bool)
     if fixed or not others:
         return usual
     key = (geometry, inputs.shape, gradient.shape, str(inputs.device), torch.get_num_threads())
-    if key not in _CHOSEN:
-        _CHOSEN[key] = _fastest([usual, *others], inputs, gradient, geometry)
-    return _CHOSEN[key]
+    with _CHOOSING:  # one for all lanes: another way has other last bits
+        if key not in _CHOSEN:
+            _CHOSEN[key] = _fastest([usual, *others], inputs, gradient, geometry)
+        return _CHOSEN[key]
 
 
 @torch.no_grad()

@@ -13,32 +13,29 @@ Private until noised, and never to leave the hospital: `grad_sample`, `summed_gr
 Source: Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133, algorithm 1.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeGuard
+from collections.abc import Sequence
+from functools import partial
+from threading import Lock
+from typing import Any
 
 import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from client.training.row_gradients import DenseRows, ProductRows, RowGradients, Units, add_product, together
+from client.training.clipped_sums import ClippedSums, is_joined, small_together
+from client.training.lanes import side_by_side
+from client.training.row_gradients import DenseRows, ProductRows, RowGradients, Units
 from common.errors import GuardError
-from common.privacy.noise import NoiseGrid, integer_noise, most_sampled
+from common.privacy.noise import NoiseGrid, most_sampled, release
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import RandomnessSource
 
 _LARGEST_NORM = 1e18
 """Squares of larger numbers are infinite in float32, and the gradient is of no use anyway."""
 _SMALLEST_CLIP = 1e-12
-_SMALL = 4096
-"""Parameters of at most so many numbers are worked on together."""
-_LARGE = 2**20
-"""Parameters of so many numbers: their sum is gone through once for several chunks."""
-_MOST_PENDING = 2**11
-"""Rows times positions that wait for it."""
 _PIECE = 2**18
 """Numbers that take their noise from one stream."""
-_IN_CACHE = 2**15
 
 
 def clip_factors(norms: Tensor, *, l2_clip_norm: float) -> Tensor:
@@ -66,7 +63,8 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
         self._round_number = round_number
         self._steps_taken = 0
         self._units_of_step = 0
-        self._pending: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._released: dict[int, Tensor] = {}
+        self._counting = Lock()
         super().__init__(
             optimizer,
             noise_multiplier=plan.noise_multiplier,
@@ -76,6 +74,7 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
         )
         # Asked for often, and the same for the whole round. Any: Opacus hangs its own attributes on them.
         self._parameters: list[Any] = self.params
+        self._sums = ClippedSums(self._parameters)
         if plan.l2_clip_norm < _SMALLEST_CLIP:
             raise GuardError("the clip is too small", why=_VANISH, fix=f"take at least {_SMALLEST_CLIP:g}")
         self._grid = NoiseGrid.of(plan, num_parameters=sum(p.numel() for p in self._parameters))
@@ -123,81 +122,60 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
         _refuse_other("expected_batch_size", value, self._plan.expected_batch_size)
 
     @torch.no_grad()
-    def accumulate(self, segments: Tensor, num_units: int) -> None:
+    def accumulate(
+        self, segments: Tensor, num_units: int, *, parameters: Sequence[Any] | None = None
+    ) -> None:
         """Clip each unit's gradient and add it to `summed_grad`; frees the per-row gradients.
 
         segments: int64 (own rows,), never decreasing, the unit 0..num_units-1 of each row of the last
         backward but those that only fill it up, which come last; every unit has at least one row, and all its
-        rows of this step are in this call.
+        rows of this step are in this call. parameters: those of a copy of the network that shares the
+        weights (`client.training.lanes`), in the same order; copies may be used at the same time.
         """
-        found = {id(p): self._take(p, at_least=len(segments)) for p in self._parameters}
+        own = self._parameters if parameters is None else parameters
+        self._sums.include(own)
+        found = {p: self._take(p, at_least=len(segments)) for p in own}
         numbers = {gradients.rows for gradients in found.values()}
         if len(numbers) != 1:
             raise GuardError("layers have gradients for different numbers of rows", why=_MISSED, fix=_ONCE)
         units = Units.of(segments, num_units, rows=numbers.pop())
         self._count_units(num_units)
-        small = {id(p): rows for p in self._parameters if _is_small(rows := found[id(p)])}
-        # Small ones as if they were one: otherwise there is more to call than to compute.
-        joined = [together(list(small.values()))] if small else []
-        parts = [*joined, *(found[id(p)] for p in self._parameters if id(p) not in small)]
+        parts = [rows for rows in found.values() if not is_joined(rows)]
+        if (joined := small_together(found)) is not None:
+            parts.append(joined)
         squared = torch.stack([part.squared_norms(units) for part in parts]).sum(0)
         factors = clip_factors(squared.sqrt_(), l2_clip_norm=self._plan.l2_clip_norm)
         factors[num_units:] = 0
         broken = (factors == 0) if bool((factors == 0).any()) else None
-        for rows in joined:
-            self._add_small([p for p in self._parameters if id(p) in small], rows, factors, units, broken)
-        for parameter in self._parameters:
-            if id(parameter) not in small:
-                self._add_large(parameter, found[id(parameter)], factors, units, broken)
+        self._sums.add(found, factors, units, broken, joined)
 
-    def _add_small(
-        self, parameters: list[Any], rows: DenseRows, factors: Tensor, units: Units, broken: Tensor | None
-    ) -> None:
-        total = torch.zeros(rows.width, dtype=torch.float64, device=factors.device)
-        rows.add_clipped(total, factors, units, broken)
-        end = 0
-        for parameter in parameters:
-            start, end = end, end + parameter.numel()
-            _summed(parameter).add_(total[start:end].view_as(parameter))
-
-    def _add_large(
-        self, parameter: Any, rows: RowGradients, factors: Tensor, units: Units, broken: Tensor | None
-    ) -> None:
-        if not isinstance(rows, ProductRows) or parameter.numel() < _LARGE:
-            rows.add_clipped(_summed(parameter), factors, units, broken)
-            return
-        pending = self._pending.setdefault(id(parameter), [])
-        pending.append(rows.clipped_factors(factors, units, broken))
-        if sum(len(left) for left, _ in pending) >= _MOST_PENDING:
-            self._settle(parameter)
-
-    def _settle(self, parameter: Any) -> None:
-        if pending := self._pending.pop(id(parameter), None):
-            left, right = (torch.cat(factors) for factors in zip(*pending, strict=True))
-            add_product(_summed(parameter), left, right)
+    def include(self, parameters: Sequence[Any]) -> None:
+        """Take the sums of a copy's parameters as ours; in the order of the copies they are added up."""
+        self._sums.include(parameters)
 
     def settle(self) -> None:
-        """Add what is pending of large parameters to their `summed_grad`; `step` does so itself."""
-        for parameter in self._parameters:
-            self._settle(parameter)
+        """Bring everything that is in no `summed_grad` of ours yet into it; `step` does so itself."""
+        self._sums.settle()
 
     def add_noise(self) -> None:
         """Set `grad` to the sum of clipped gradients plus noise over the expected batch size.
 
         Added in whole numbers of the grid; divided in float64 and rounded to float32 once, at the end.
         """
+        for parameter in self._parameters:
+            if id(parameter) not in self._released:
+                self._released[id(parameter)] = torch.empty(parameter.shape, device=parameter.device)
+            parameter.grad = self._released[id(parameter)]
         pieces = [
             (parameter, start)
             for parameter in self._parameters
             for start in range(0, parameter.numel(), _PIECE)
         ]
-        for parameter in self._parameters:
-            parameter.grad = torch.empty_like(parameter, memory_format=torch.contiguous_format)
-        with ThreadPoolExecutor(min(torch.get_num_threads(), len(pieces))) as pool:
-            for done in [pool.submit(self._release, number, *piece) for number, piece in enumerate(pieces)]:
-                done.result()
-        for parameter in self._parameters:
-            parameter.summed_grad = None
+        side_by_side(
+            [partial(self._release, number, *piece) for number, piece in enumerate(pieces)],
+            lanes=torch.get_num_threads(),
+        )
+        self._sums.clear()
 
     @torch.no_grad()
     def _release(self, piece: int, parameter: Any, start: int) -> None:
@@ -205,17 +183,15 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
         stream = self._randomness.stream(
             purpose="noise", round_number=self._round_number, step=self._steps_taken, part=piece
         )
-        gradient = parameter.grad.view(-1)[start : start + _PIECE]
-        summed = None if parameter.summed_grad is None else parameter.summed_grad.view(-1)
-        spacing = self._grid.spacing
-        for first in range(0, len(gradient), _IN_CACHE):
-            into = gradient[first : first + _IN_CACHE]
-            noise = torch.from_numpy(integer_noise(len(into), grid=self._grid, stream=stream))
-            release = noise.to(parameter.device)
-            if summed is not None:
-                own = summed[start + first : start + first + len(into)]
-                release += (own / spacing).round_().long()
-            into.copy_(release.double().mul_(spacing / self._plan.expected_batch_size))
+        here = slice(start, start + _PIECE)
+        summed = None if parameter.summed_grad is None else parameter.summed_grad.view(-1)[here].cpu().numpy()
+        gradient = parameter.grad.view(-1)[here]
+        into = gradient.cpu()
+        release(
+            summed, into=into.numpy(), grid=self._grid, stream=stream, divisor=self._plan.expected_batch_size
+        )
+        if gradient.device != into.device:
+            gradient.copy_(into)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -237,10 +213,8 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget every gradient, also those of an unfinished logical batch."""
-        for parameter in self._parameters:
-            parameter.grad = parameter.grad_sample = parameter.summed_grad = None
+        self._sums.forget()
         self._units_of_step = 0
-        self._pending.clear()
 
     def clip_and_accumulate(self) -> None:
         """Refuse: Opacus would clip rows here, not patients."""
@@ -266,7 +240,8 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
         return gradients
 
     def _count_units(self, more: int) -> None:
-        self._units_of_step += more
+        with self._counting:
+            self._units_of_step += more
         if self._units_of_step > most_sampled(self._plan):
             raise GuardError(
                 f"{self._units_of_step} units entered a step that expects {self._plan.expected_batch_size:g}",
@@ -278,17 +253,6 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
 _VANISH = "squares of such small numbers vanish in float32"
 _MISSED = "it was not reached by the last backward, or its inputs do not have one entry per row"
 _ONCE = "use every layer once per forward, in training mode, with rows first"
-
-
-def _summed(parameter: Any) -> Tensor:
-    """The sum so far, float64, zeros at first."""
-    if parameter.summed_grad is None:
-        parameter.summed_grad = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
-    return torch.as_tensor(parameter.summed_grad)
-
-
-def _is_small(gradients: RowGradients) -> TypeGuard[DenseRows]:
-    return isinstance(gradients, DenseRows) and gradients.in_order and gradients.width <= _SMALL
 
 
 def _refuse_other(name: str, value: float, planned: float) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from client.training.convolution_rows import Geometry, pad, rows_at_a_time, weight_rows
 from client.training.kernel_choice import way_of
-from client.training.row_gradients import DenseRows, ProductRows
+from client.training.row_gradients import DenseRows, ProductRows, cut
 
 Context = Any
 """What autograd keeps between forward and backward; torch has no type for it."""
@@ -180,13 +180,12 @@ class _GroupNorm(torch.autograd.Function):
         )
         shifts, products = _sums_by_channel(x, g)
 
-        def by_channel(of_group: Tensor) -> Tensor:
-            return of_group.repeat_interleave(channels // groups, dim=1)
+        def of_weight() -> DenseRows:
+            by_group = (rows, groups, channels // groups)
+            centred = products.view(by_group).addcmul_(mean.unsqueeze(2), shifts.view(by_group), value=-1)
+            return DenseRows(centred.mul_(scale.unsqueeze(2)).view(rows, channels))
 
-        _keep(
-            ctx.layer.weight,
-            lambda: DenseRows((products - by_channel(mean) * shifts).mul_(by_channel(scale))),
-        )
+        _keep(ctx.layer.weight, of_weight)
         _keep(ctx.layer.bias, lambda: DenseRows(shifts))
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
@@ -198,13 +197,14 @@ class _GroupNorm(torch.autograd.Function):
 
 def _sums_by_channel(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over positions of g and of g * x, (rows, channels); few rows at a time, that stay in cache."""
-    shifts, products = g.new_empty(len(g), g.shape[2]), g.new_empty(len(g), g.shape[2])
-    step = rows_at_a_time(len(g), 12 * g[0].numel())
-    product = torch.empty_like(g[:step])
-    for start in range(0, len(g), step):
-        rows = slice(start, start + step)
-        torch.sum(g[rows], 1, out=shifts[rows])
-        torch.sum(torch.mul(g[rows], x[rows], out=product[: len(g[rows])]), 1, out=products[rows])
+    rows, _, channels = g.shape
+    shifts, products = g.new_empty(rows, channels), g.new_empty(rows, channels)
+    step = rows_at_a_time(rows, 12 * g[0].numel())
+    for x_here, g_here, shift, product in zip(
+        *(cut(values, step) for values in (x, g, shifts, products)), strict=True
+    ):
+        torch.sum(g_here, 1, out=shift)
+        torch.sum(g_here * x_here, 1, out=product)
     return shifts, products
 
 

@@ -13,7 +13,9 @@ not so, each unit gets a chunk of its own.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,8 +23,17 @@ from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleModuleNoOp
 from torch import Tensor, nn
 
-from client.training.batches import chunks_of_units, input_tensor, rows_per_chunk, sampled_rows, target_tensor
+from client.training.batches import (
+    Chunk,
+    chunks_of_units,
+    input_tensor,
+    rows_per_chunk,
+    sampled_rows,
+    target_tensor,
+)
 from client.training.guard import guard_losses, guard_model, guard_optimizer
+from client.training.kept_memory import kept_memory
+from client.training.lanes import copy_beside, lanes_for, side_by_side
 from client.training.patient_optimizer import PatientDPOptimizer
 from client.training.per_row_layers import with_row_gradients
 from client.training.plain import (
@@ -67,58 +78,156 @@ def train_privately(
     started_at = time.time()
     model.to(device).train()
     # 1. Refuse what would void the guarantee.
-    input_shape = tuple(examples.inputs["image"].shape[1:])
     guard_losses(task)
-    guard_model(model, input_shape=input_shape)
-    most = plan.max_rows_per_unit
-    chunk_rows = rows_per_chunk(
-        model, input_shape, physical_batch_size=training.physical_batch_size, max_rows_per_unit=most
-    )
-    fixed = not randomness.private
-    alone = place_matters(model, input_shape=input_shape, rows=chunk_rows, fixed_kernels=fixed)
-    if alone:
-        chunk_rows = rows_per_chunk(model, input_shape, physical_batch_size=1, max_rows_per_unit=most)
-    rate = learning_rate(training, round_number=round_number, num_rounds=num_rounds)
-    with per_row_gradients(model, fixed_kernels=fixed) as wrapped:
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = PatientDPOptimizer(
-            make_optimizer(trainable, training, learning_rate=rate),
-            plan=plan,
-            randomness=randomness,
-            round_number=round_number,
-        )
-        guard_optimizer(optimizer, wrapped, plan)
+    guard_model(model, input_shape=tuple(examples.inputs["image"].shape[1:]))
+    with private_steps(
+        model,
+        task,
+        plan=plan,
+        training=training,
+        round_number=round_number,
+        num_rounds=num_rounds,
+        input_shape=tuple(examples.inputs["image"].shape[1:]),
+        randomness=randomness,
+    ) as steps:
+        guard_optimizer(steps.optimizer, steps.wrapped, plan)
         for step in range(plan.steps):
             stop_if_asked(stop, step=step, steps=plan.steps)
             # 2. Every patient enters with probability q; a patient with many images sends a few of them.
             stream = randomness.stream(purpose="sampling", round_number=round_number, step=step)
             rows, segments = rows_of_step(examples, plan, stream)
             # 3. Clip each patient's gradient and add it up, a chunk that fits in memory at a time.
-            for chunk in chunks_of_units(rows, segments, max_rows=1 if alone else chunk_rows):
-                accumulate_clipped_gradients(
-                    wrapped,
-                    task,
-                    optimizer,
-                    inputs=input_tensor(
-                        examples,
-                        chunk.rows,
-                        preprocessing=preprocessing,
-                        device=device,
-                        filled_to=chunk_rows,
-                    ),
-                    targets=target_tensor(examples, chunk.rows, device=device, filled_to=chunk_rows),
-                    segments=torch.from_numpy(chunk.segments).to(device),
-                    num_units=chunk.num_units,
-                )
+            steps.clip(rows, segments, load=partial(_loaded, examples, preprocessing, device))
             # 4. Add the noise and step.
-            decay_weights(trainable, learning_rate=rate, weight_decay=training.weight_decay)
-            optimizer.step()
+            steps.update()
     return TrainingResult(
         parameters=read_parameters(model),
-        steps=optimizer.steps_taken,
+        steps=steps.optimizer.steps_taken,
         started_at=started_at,
         ended_at=time.time(),
     )
+
+
+Load = Callable[[NDArray[np.int64], int], tuple[Tensor, Tensor]]
+"""Inputs and targets of some rows of the table, filled up to a number of rows."""
+
+
+def _loaded(
+    examples: Examples,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    rows: NDArray[np.int64],
+    filled_to: int,
+) -> tuple[Tensor, Tensor]:
+    inputs = input_tensor(examples, rows, preprocessing=preprocessing, device=device, filled_to=filled_to)
+    return inputs, target_tensor(examples, rows, device=device, filled_to=filled_to)
+
+
+@contextmanager
+def private_steps(
+    model: nn.Module,
+    task: Task,
+    *,
+    plan: PrivacyPlan,
+    training: TrainingConfig,
+    round_number: int,
+    num_rounds: int,
+    input_shape: tuple[int, ...],
+    randomness: RandomnessSource,
+) -> Iterator["PrivateSteps"]:
+    """Prepare `model` for the steps of a round; it is plain again afterwards, errors or not."""
+    device = next(model.parameters()).device
+    lanes, fixed = lanes_for(device), not randomness.private
+    rows = partial(rows_per_chunk, model, input_shape, max_rows_per_unit=plan.max_rows_per_unit, lanes=lanes)
+    chunk_rows = rows(physical_batch_size=training.physical_batch_size)
+    # Tried in a lane, with the kernels that a lane takes.
+    tried = partial(place_matters, model, input_shape=input_shape, rows=chunk_rows, fixed_kernels=fixed)
+    alone = side_by_side([tried], lanes=lanes)[0]
+    if alone:
+        chunk_rows = rows(physical_batch_size=1)
+    rate = learning_rate(training, round_number=round_number, num_rounds=num_rounds)
+    with ExitStack() as stack:
+        stack.enter_context(kept_memory())
+        copies = [copy_beside(model) for _ in range(lanes - 1)]
+        networks = [
+            stack.enter_context(per_row_gradients(one, fixed_kernels=fixed)) for one in (model, *copies)
+        ]
+        trainable = trainable_parameters(model)
+        optimizer = PatientDPOptimizer(
+            make_optimizer(trainable, training, learning_rate=rate),
+            plan=plan,
+            randomness=randomness,
+            round_number=round_number,
+        )
+        for one in networks[1:]:
+            optimizer.include(trainable_parameters(one))
+        yield PrivateSteps(
+            networks=tuple(networks),
+            optimizer=optimizer,
+            task=task,
+            chunk_rows=chunk_rows,
+            alone=alone,
+            decay=partial(decay_weights, trainable, learning_rate=rate, weight_decay=training.weight_decay),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PrivateSteps:
+    """The steps of one round: for each, `clip` and then `update`."""
+
+    networks: tuple[GradSampleModuleNoOp, ...]
+    """One for each lane; all share the weights of the first."""
+    optimizer: PatientDPOptimizer
+    task: Task
+    chunk_rows: int
+    """Rows of every chunk, filled up."""
+    alone: bool
+    """Whether each unit has a chunk of its own."""
+    decay: Callable[[], None]
+    """Weight decay of one step."""
+
+    @property
+    def wrapped(self) -> GradSampleModuleNoOp:
+        """The network itself."""
+        return self.networks[0]
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, without its wrapper."""
+        model: nn.Module = self.wrapped._module
+        return model
+
+    def chunks(self, rows: NDArray[np.int64], segments: NDArray[np.int64]) -> list[Chunk]:
+        """What is computed together of these rows."""
+        return list(chunks_of_units(rows, segments, max_rows=1 if self.alone else self.chunk_rows))
+
+    def clip(self, rows: NDArray[np.int64], segments: NDArray[np.int64], *, load: Load) -> None:
+        """Add the clipped gradients of all units to the sum; `rows` and `segments` as `sampled_rows`."""
+        chunks = enumerate(self.chunks(rows, segments))
+        work = [partial(self._clip, number, chunk, load) for number, chunk in chunks]
+        side_by_side(work, lanes=len(self.networks))
+
+    def update(self) -> None:
+        """Release the sum with its noise and take one step with it."""
+        self.decay()
+        self.optimizer.step()
+
+    def _clip(self, number: int, chunk: Chunk, load: Load) -> None:
+        inputs, targets = load(chunk.rows, self.chunk_rows)
+        accumulate_clipped_gradients(
+            self.networks[number % len(self.networks)],
+            self.task,
+            self.optimizer,
+            inputs=inputs,
+            targets=targets,
+            segments=torch.from_numpy(chunk.segments).to(inputs.device),
+            num_units=chunk.num_units,
+        )
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Those that are trained, in the model's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def rows_of_step(
@@ -166,4 +275,4 @@ def accumulate_clipped_gradients(
     losses = task.losses(wrapped(inputs), targets)
     loss = (losses[:own] / rows_of_unit[segments]).sum()
     loss.backward()  # type: ignore[no-untyped-call]  # leaves no gradient of the whole chunk
-    optimizer.accumulate(segments, num_units)
+    optimizer.accumulate(segments, num_units, parameters=trainable_parameters(wrapped))

@@ -25,7 +25,7 @@ from torch import Tensor
 from common.privacy.noise import LARGEST_COHERENCE
 
 _SUMMED_IN_FLOAT32 = 128
-_BLOCK_VALUES = 2**16
+_BLOCK_VALUES = 2**17
 """Float64 values that are worked on at once: they stay in a core's cache."""
 
 
@@ -102,6 +102,10 @@ class DenseRows:
         """Whether the numbers are in the parameter's order."""
         return self._arrange is None
 
+    def zeros(self) -> Tensor:
+        """A sum of nobody, float64 (n,)."""
+        return torch.zeros(self.width, dtype=torch.float64, device=self._values.device)
+
     def contents(self) -> Tensor:
         """The gradients."""
         return self._values
@@ -118,7 +122,8 @@ class DenseRows:
         if self._arrange is None and total.is_contiguous():
             weighted_sum(values, factors, into=total.view(-1))
         else:
-            found = weighted_sum(values, factors, into=torch.zeros_like(total).view(-1))
+            zeros = torch.zeros_like(total, memory_format=torch.contiguous_format).view(-1)
+            found = weighted_sum(values, factors, into=zeros)
             total += found.view_as(total) if self._arrange is None else self._arrange(found)
 
     def _by_slot(self, units: Units) -> Tensor:
@@ -203,10 +208,15 @@ def weighted_sum(values: Tensor, factors: Tensor, *, into: Tensor) -> Tensor:
     """Add float32 (rows, n) `values`, each row times its float64 factor, to float64 (n,) `into`."""
     columns = min(len(into), max(1, _BLOCK_VALUES // len(values)))
     block = into.new_empty(len(values), columns)
-    for start in range(0, len(into), columns):
-        part = into[start : start + columns]
-        part.addmv_(block[:, : len(part)].copy_(values[:, start : start + columns]).T, factors)
+    for part, here in zip(cut(into, columns), cut(values, columns, 1), strict=True):
+        part.addmv_(block[:, : len(part)].copy_(here).T, factors)
     return into
+
+
+def cut(values: Tensor, lengths: int | Sequence[int], dim: int = 0) -> Sequence[Tensor]:
+    """Views of stretches of `values`, as torch.split."""
+    stretches: Sequence[Tensor] = values.split(lengths, dim)  # type: ignore[no-untyped-call]
+    return stretches
 
 
 def together(parts: Sequence[DenseRows]) -> DenseRows:

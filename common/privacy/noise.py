@@ -1,10 +1,12 @@
 """Gaussian noise in whole numbers of a public grid, so that floating point cannot undo it.
 
-Guarantee: with spacing g, a sum S, and noise K from `integer_noise`, what is released is round(S / g) + K,
-exactly, in int64. K = round(Z / g) + U with Z normal and U independent of everything, so the release is
-round((g round(S / g) + Z) / g) + U: post-processing of the Gaussian mechanism on S rounded to the grid.
-Division by a public number and rounding to float32 come after it and are post-processing as well. No released
-bit depends on how the noise was rounded.
+Guarantee: with spacing g, a sum S, and noise K (`noise_block`), what is released is round(S / g) + K,
+exactly: whole numbers in float64, all below 2**53 (`NoiseGrid.of` sees to it). K = round(Z / g) + U with Z
+normal and U independent of everything, so the release is round((g round(S / g) + Z) / g) + U: post-processing
+of the Gaussian mechanism on S rounded to the grid. Division by a public number and rounding to float32 come
+after it and are post-processing as well. No released bit depends on how the noise was rounded; K is never -0,
+so not even the sign of a zero does. A sum larger than a plan allows would take nothing from that: both terms
+are whole, and to round what they add up to once is post-processing too.
 
 Sensitivity of S rounded to the grid, for one unit more or less: C, plus what finite precision adds, at most
 a share of C of
@@ -33,10 +35,11 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from common.errors import GuardError
 from common.privacy.plan import PrivacyPlan
-from common.privacy.randomness import Integers, Stream
+from common.privacy.randomness import Floats, Halves, Integers, Rooms, Stream
 
 FINENESS = 2.0**-31
 """Spacing over C, at most: a million units that all point the same way still add up exactly."""
@@ -49,10 +52,12 @@ MOST_POSITIONS = 2**14
 _FILL = 2.0**-8
 """Width of the uniform fill over the standard deviation, at most."""
 _MOST_EXACT = 2.0**52
-"""Half of the whole numbers that a float64 holds exactly: the sum of the units stays below."""
+"""Half of the whole numbers that a float64 holds exactly: the sum of the units stays below, and so does the
+noise, so that both together are exact."""
 _LARGEST_NOISE = 10.0
-"""Standard deviations that no number of the sampler reaches."""
-_BLOCK = 1 << 15
+"""Standard deviations that no number of the sampler reaches, the fill included."""
+_BLOCK = 1 << 18
+"""Numbers that are worked on at once, in the cache of a core."""
 
 
 def most_sampled(plan: PrivacyPlan) -> int:
@@ -93,10 +98,9 @@ class NoiseGrid:
         spacing = 2.0 ** math.floor(math.log2(FINENESS * clip))
         slack = CLIP_SLACK + 2 * rounding_of_sums(most_sampled(plan)) + spacing * root / clip
         stddev = plan.noise_stddev * (1 + slack)
-        too_many = plan.enrolled_units * clip / spacing > _MOST_EXACT
-        if too_many or _LARGEST_NOISE * stddev / spacing > 2.0**62:
+        if max(plan.enrolled_units * clip, _LARGEST_NOISE * stddev) / spacing > _MOST_EXACT:
             raise GuardError(
-                "the plan's sum or noise does not fit into 64-bit whole numbers",
+                "the plan's sum or noise does not fit into the whole numbers that float64 holds",
                 why=f"{plan.enrolled_units} units and noise multiplier {plan.noise_multiplier:g} "
                 f"on a grid of {spacing:g}",
                 fix="split the units over several hospitals, or take less noise",
@@ -105,16 +109,64 @@ class NoiseGrid:
         return cls(spacing=spacing, noise_stddev=stddev, fill=fill)
 
 
+class _Room:
+    def __init__(self) -> None:
+        self.noise: Floats = np.empty(_BLOCK)
+        self.spare: Floats = np.empty(_BLOCK)
+
+
+_ROOMS = Rooms(_Room)
+
+
+def noise_block(into: Floats, spare: Floats, *, grid: NoiseGrid, stream: Stream) -> None:
+    """Set `into`, (n,), to independent noise: whole numbers of grid points; overwrites `spare`, (n,).
+
+    Every number takes the same operations, whatever it is.
+    """
+    stream.fill_normal(into, grid.noise_stddev / grid.spacing)
+    np.rint(into, out=into)
+    narrow = grid.fill <= 2**31
+    fill: Integers | Halves = spare.view(np.int32)[: len(into)] if narrow else spare.view(np.int64)
+    stream.fill_integers(grid.fill, fill)
+    np.subtract(fill, grid.fill // 2, out=fill)
+    np.add(into, fill, out=into)
+
+
 def integer_noise(count: int, *, grid: NoiseGrid, stream: Stream) -> Integers:
     """Independent noise in grid points, int64 (count,); standard deviation `noise_stddev` / `spacing`."""
     noise = np.empty(count, dtype=np.int64)
-    scale = grid.noise_stddev / grid.spacing
-    for start in range(0, count, _BLOCK):
-        block = noise[start : start + _BLOCK]
-        normal = np.asarray(stream.normal(len(block)), dtype=np.float64)
-        normal *= scale
-        block[:] = np.rint(normal, out=normal)
-        fill = stream.integers(grid.fill, len(block))
-        fill -= grid.fill // 2
-        block += fill
+    with _ROOMS.borrowed() as room:
+        for start in range(0, count, _BLOCK):
+            own = noise[start : start + _BLOCK]
+            block = room.noise[: len(own)]
+            noise_block(block, room.spare[: len(own)], grid=grid, stream=stream)
+            np.copyto(own, block, casting="unsafe")
     return noise
+
+
+def release(
+    summed: Floats | None,
+    *,
+    into: npt.NDArray[np.float32] | Floats,
+    grid: NoiseGrid,
+    stream: Stream,
+    divisor: float,
+) -> None:
+    """Set `into`, (n,), to (round(summed / g) + noise) g / divisor, the noise that of `integer_noise`.
+
+    summed: (n,), None for zeros. Multiplied in float64 and rounded to float32 once, at the end; float64 and
+    the divisor g give the whole numbers themselves. Threads may call it at once, each with a stream of its
+    own. Raises ValueError for a sum of another shape.
+    """
+    if summed is not None and summed.shape != into.shape:
+        raise ValueError(f"a sum of shape {summed.shape} cannot be released into {into.shape}")
+    with _ROOMS.borrowed() as room:
+        for start in range(0, len(into), _BLOCK):
+            out = into[start : start + _BLOCK]
+            total, spare = room.noise[: len(out)], room.spare[: len(out)]
+            noise_block(total, spare, grid=grid, stream=stream)
+            if summed is not None:
+                # The spacing is a power of two: this is the quotient, exactly.
+                np.multiply(summed[start : start + _BLOCK], 1 / grid.spacing, out=spare)
+                total += np.rint(spare, out=spare)
+            np.multiply(total, grid.spacing / divisor, out=out, casting="unsafe")

@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor, nn
 
-from client.training.batches import chunks_of_units, filled, rows_per_chunk
-from client.training.patient_optimizer import PatientDPOptimizer
-from client.training.plain import make_optimizer
-from client.training.private import accumulate_clipped_gradients, per_row_gradients
-from client.training.row_places import place_matters
+from client.training.batches import filled, rows_per_chunk
+from client.training.lanes import lanes_for
+from client.training.private import private_steps
 from common.config import ModelSpec, TrainingConfig
 from common.models.registry import build_model, initial_parameters, load_parameters
 from common.privacy.plan import PrivacyPlan
@@ -164,47 +163,37 @@ def _chunk_rows(case: StepCase) -> int:
         (case.channels, case.image_size, case.image_size),
         physical_batch_size=TrainingConfig().physical_batch_size,
         max_rows_per_unit=MOST_ROWS_OF_A_UNIT,
+        lanes=lanes_for(torch.device("cpu")),
     )
 
 
 def _ours(case: StepCase, data: _Data, stack: ExitStack) -> Way:
-    model, task, training = _model(case), make_task("classification", CLASSES), TrainingConfig()
-    plan, randomness, shape = _plan(data), SecureRandomness(), tuple(data.inputs.shape[1:])
-    # As `train_privately` does it.
-    rows = rows_per_chunk(
-        model,
-        shape,
-        physical_batch_size=training.physical_batch_size,
-        max_rows_per_unit=plan.max_rows_per_unit,
+    """The steps of `train_privately`, with everybody in each."""
+    steps = stack.enter_context(
+        private_steps(
+            _model(case),
+            make_task("classification", CLASSES),
+            plan=_plan(data),
+            training=TrainingConfig(learning_rate=LEARNING_RATE),
+            round_number=1,
+            num_rounds=1,
+            input_shape=tuple(data.inputs.shape[1:]),
+            randomness=SecureRandomness(),
+        )
     )
-    fixed = not randomness.private
-    alone = place_matters(model, input_shape=shape, rows=rows, fixed_kernels=fixed)
-    if alone:
-        rows = rows_per_chunk(model, shape, physical_batch_size=1, max_rows_per_unit=plan.max_rows_per_unit)
-    wrapped = stack.enter_context(per_row_gradients(model, fixed_kernels=fixed))
-    optimizer = PatientDPOptimizer(
-        make_optimizer(model.parameters(), training, learning_rate=LEARNING_RATE),
-        plan=plan,
-        randomness=randomness,
-        round_number=1,
-    )
-    all_rows, max_rows = np.arange(case.batch_size), 1 if alone else rows
+    rows = np.arange(case.batch_size)
+
+    def load(some: NDArray[np.int64], filled_to: int) -> tuple[Tensor, Tensor]:
+        return filled(data.inputs[some], filled_to), filled(data.targets[some], filled_to)
 
     def step() -> None:
-        for chunk in chunks_of_units(all_rows, data.segments, max_rows=max_rows):
-            accumulate_clipped_gradients(
-                wrapped,
-                task,
-                optimizer,
-                inputs=filled(data.inputs[chunk.rows], rows),
-                targets=filled(data.targets[chunk.rows], rows),
-                segments=torch.from_numpy(chunk.segments),
-                num_units=chunk.num_units,
-            )
-        optimizer.step()
+        steps.clip(rows, data.segments, load=load)
+        steps.update()
 
-    chunks = len(list(chunks_of_units(all_rows, data.segments, max_rows=max_rows)))
-    return Way(step=step, model=model, optimizer=optimizer, rows_computed=chunks * rows)
+    chunks = len(steps.chunks(rows, data.segments))
+    return Way(
+        step=step, model=steps.model, optimizer=steps.optimizer, rows_computed=chunks * steps.chunk_rows
+    )
 
 
 def _opacus_hooks(case: StepCase, data: _Data) -> Way:

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 import client.round
-import client.training.patient_optimizer as optimiser
 import client.training.private as training
 from client.training.patient_optimizer import PatientDPOptimizer
+from common.privacy import noise
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import ReproducibleRandomness, SecureRandomness
 from tests.audit.mutants import mutant
@@ -67,11 +67,11 @@ def no_noise_in_the_last_step(patch):
 @mutant("handling", caught_by="grid")
 def noise_in_floating_point(patch):
     """The noise is not rounded to a grid, so that its last bits tell what it was added to."""
-    patch.setattr(
-        optimiser,
-        "integer_noise",
-        lambda count, *, grid, stream: stream.normal(count) * (grid.noise_stddev / grid.spacing),
-    )
+
+    def noise_block(into, spare, *, grid, stream):
+        stream.fill_normal(into, grid.noise_stddev / grid.spacing)
+
+    patch.setattr(noise, "noise_block", noise_block)
 
 
 # --- from where ---
@@ -110,8 +110,14 @@ class TorchStream:
     def normal(self, size):
         return torch.randn(size, dtype=torch.float64).numpy()
 
+    def fill_normal(self, into, stddev=1.0):
+        into[:] = stddev * self.normal(len(into))
+
     def integers(self, high, size):
         return torch.randint(high, (size,) if isinstance(size, int) else size).numpy()
+
+    def fill_integers(self, high, into):
+        into[:] = self.integers(high, len(into))
 
     def permutation(self, n):
         return torch.randperm(n).numpy()
@@ -126,8 +132,14 @@ class NumpyStream:
     def normal(self, size):
         return np.random.standard_normal(size)
 
+    def fill_normal(self, into, stddev=1.0):
+        into[:] = stddev * self.normal(len(into))
+
     def integers(self, high, size):
         return np.random.randint(high, size=size, dtype=np.int64)
+
+    def fill_integers(self, high, into):
+        into[:] = self.integers(high, len(into))
 
     def permutation(self, n):
         return np.random.permutation(n)

@@ -40,7 +40,7 @@ def clip_schedule_on_one_side(patch):
 def unwrapped_loss(patch):
     """The batch's own gradient is used, as ghost clipping does with a loss that was not wrapped."""
 
-    def accumulate(self, segments, num_units):
+    def accumulate(self, segments, num_units, *, parameters=None):
         for parameter in self._parameters:
             rows, parameter.grad_sample = parameter.grad_sample, None
             if parameter.summed_grad is None:
@@ -57,8 +57,8 @@ def clipping_of_images_instead_of_patients(patch):
     """Each image is clipped to C, so that a patient with four of them counts four times."""
     real = PatientDPOptimizer.accumulate
 
-    def by_image(self, segments, num_units):
-        real(self, torch.arange(len(segments)), len(segments))
+    def by_image(self, segments, num_units, **of):
+        real(self, torch.arange(len(segments)), len(segments), **of)
 
     patch.setattr(PatientDPOptimizer, "accumulate", by_image)
 
@@ -68,8 +68,8 @@ def clipping_of_chunks_instead_of_patients(patch):
     """The sum over a chunk of patients is clipped to C, as if a microbatch were one patient."""
     real = PatientDPOptimizer.accumulate
 
-    def by_chunk(self, segments, num_units):
-        real(self, torch.zeros_like(segments), 1)
+    def by_chunk(self, segments, num_units, **of):
+        real(self, torch.zeros_like(segments), 1, **of)
 
     patch.setattr(PatientDPOptimizer, "accumulate", by_chunk)
 
@@ -87,9 +87,9 @@ def private_batch_size_as_divisor(patch):
     """The noisy sum is divided by how many patients really entered, not by q n."""
     real_accumulate, real_noise = PatientDPOptimizer.accumulate, PatientDPOptimizer.add_noise
 
-    def accumulate(self, segments, num_units):
+    def accumulate(self, segments, num_units, **of):
         self.entered = getattr(self, "entered", 0) + num_units
-        real_accumulate(self, segments, num_units)
+        real_accumulate(self, segments, num_units, **of)
 
     def add_noise(self):
         real_noise(self)
@@ -189,7 +189,7 @@ def proximal_term_inside_the_clip_sum(patch):
     """A FedProx term is added per patient, scaled by the patient's clip factor and not clipped itself."""
     real_factors, real_accumulate = optimiser.clip_factors, PatientDPOptimizer.accumulate
 
-    def accumulate(self, segments, num_units):
+    def accumulate(self, segments, num_units, *, parameters=None):
         total = []
 
         def factors(norms, *, l2_clip_norm):
@@ -199,7 +199,7 @@ def proximal_term_inside_the_clip_sum(patch):
 
         with patch.context() as inner:
             inner.setattr(optimiser, "clip_factors", factors)
-            real_accumulate(self, segments, num_units)
+            real_accumulate(self, segments, num_units, parameters=parameters)
         self.settle()
         for parameter in self._parameters:
             parameter.summed_grad += total[0] * parameter.detach().double()
@@ -265,7 +265,7 @@ def a_batch_enters_later_releases_too(patch):
     real = PatientDPOptimizer.add_noise
 
     def add_noise(self):
-        held = [parameter.summed_grad for parameter in self._parameters]
+        held = [parameter.summed_grad.clone() for parameter in self._parameters]
         real(self)
         for parameter, total in zip(self._parameters, held, strict=True):
             parameter.summed_grad = total

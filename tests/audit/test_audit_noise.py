@@ -85,6 +85,12 @@ def test_the_audit_sees_hospitals_that_draw_from_a_seeded_global_generator(monke
         def integers(self, high, size):
             return torch.randint(high, (size,)).numpy()
 
+        def fill_normal(self, into, stddev=1.0):
+            into[:] = stddev * self.normal(len(into))
+
+        def fill_integers(self, high, into):
+            into[:] = self.integers(high, len(into))
+
     noise_of(monkeypatch, lambda *_: Global())
     fails(audit(), "no noise twice")
 

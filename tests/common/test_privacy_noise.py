@@ -1,12 +1,15 @@
 """Noise on the grid: the right distribution in each window, whole numbers only, the cost of rounding paid."""
 
 import math
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from common.errors import GuardError
+from common.privacy import noise, randomness
 from common.privacy.noise import CLIP_SLACK, NoiseGrid, integer_noise, most_sampled, rounding_of_sums
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import ReproducibleRandomness, SecureRandomness, polar_normals
@@ -73,18 +76,22 @@ def test_rounding_of_sums_is_that_of_the_book():
     assert rounding_of_sums(2 * units) > 2 * rounding_of_sums(units)
 
 
-@pytest.mark.parametrize("changes", [{"enrolled_units": 10**9}, {"sigma": 1e12}], ids=str)
-def test_what_does_not_fit_into_64_bits_is_refused(changes):
-    with pytest.raises(GuardError, match="64-bit"):
+@pytest.mark.parametrize(
+    "changes", [{"enrolled_units": 3 * 10**6}, {"sigma": 2.2e5}, {"sigma": 1e12}], ids=str
+)
+def test_what_float64_does_not_hold_exactly_is_refused(changes):
+    with pytest.raises(GuardError, match="whole numbers that float64 holds"):
         NoiseGrid.of(make_plan(**changes), num_parameters=25_000_000)
 
 
 def test_a_million_patients_and_large_noise_fit():
     for clip, parameters in ((0.75, 25_000_000), (1.99, 2**24), (100.0, 1)):
-        plan = make_plan(clip, 1000.0, enrolled_units=10**6)
-        grid = NoiseGrid.of(plan, num_parameters=parameters)
-        # Nine standard deviations and a million patients who all point the same way.
-        assert 9.2 * grid.noise_stddev / grid.spacing + 10**6 * clip / grid.spacing < 2**62
+        for sigma in (1000.0, 3e4):
+            plan = make_plan(clip, sigma, enrolled_units=10**6)
+            grid = NoiseGrid.of(plan, num_parameters=parameters)
+            # The largest noise with its fill, and a million patients who all point the same way.
+            largest = math.sqrt(128 * math.log(2)) * grid.noise_stddev / grid.spacing + grid.fill
+            assert largest + 10**6 * clip / grid.spacing < 2**53
 
 
 @pytest.mark.parametrize("source", [SecureRandomness(), ReproducibleRandomness(1, "here")])
@@ -112,11 +119,11 @@ class Words:
     def __init__(self, normals):
         self.normals = normals
 
-    def normal(self, size):
-        return self.normals[:size].copy()
+    def fill_normal(self, into, stddev=1.0):
+        into[:] = self.normals[: len(into)] * stddev
 
-    def integers(self, high, size):
-        return np.full(size, high // 2)
+    def fill_integers(self, high, into):
+        into[:] = high // 2
 
 
 def test_each_normal_is_rounded_to_the_nearest_grid_point():
@@ -125,15 +132,120 @@ def test_each_normal_is_rounded_to_the_nearest_grid_point():
     found = integer_noise(6, grid=grid, stream=Words(normals))
     exact = [round(z * grid.noise_stddev / grid.spacing) for z in normals.tolist()]
     assert found.tolist() == exact
+    noise.release(None, into=(whole := np.zeros(6)), grid=grid, stream=Words(normals), divisor=grid.spacing)
+    assert whole.tolist() == exact
 
 
-def radii_below(z, angles, which):
+def stream_of(part, source=None):
+    source = source or ReproducibleRandomness(2, "here")
+    return source.stream(purpose="noise", round_number=1, step=0, part=part)
+
+
+def released(summed, count, *, grid, stream, divisor=96.5):
+    into = np.full(count, np.nan, dtype=np.float32)
+    noise.release(summed, into=into, grid=grid, stream=stream, divisor=divisor)
+    return into
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, noise._BLOCK - 1, noise._BLOCK, 2 * noise._BLOCK + 3])
+def test_a_release_is_the_rounded_sum_plus_the_noise_bit_by_bit(count, numbers):
+    """Against whole numbers of 64 bits, divided in float64 and rounded to float32 once."""
+    grid = grid_of(*numbers)
+    summed = np.random.default_rng(count).standard_normal(count) * 3 * numbers[0]
+    drawn = integer_noise(count, grid=grid, stream=stream_of(count))
+    for given in (summed, None):
+        points = 0 if given is None else np.round(summed / grid.spacing).astype(np.int64)
+        exact = ((points + drawn).astype(np.float64) * (grid.spacing / 96.5)).astype(np.float32)
+        found = released(given, count, grid=grid, stream=stream_of(count))
+        assert found.tobytes() == exact.tobytes()
+    assert count < 9 or len(np.unique(drawn)) > 0.9 * count
+
+
+@pytest.mark.parametrize(
+    "points", [2**52, -(2**52), 2**52 - 1, 2**40 + 1, 3 * 2**60 + 2**10, -(2**100)], ids=str
+)
+def test_huge_sums_are_added_as_whole_numbers_and_rounded_once(points):
+    """Up to 2**52 nothing is lost; what no plan allows is rounded as a whole, not wrapped around."""
+    grid = grid_of(1.0, 3.0, 1000)
+    drawn = integer_noise(500, grid=grid, stream=stream_of(0))
+    exact = [np.float32(float(points + k) * (grid.spacing / 0.75)) for k in drawn.tolist()]
+    summed = np.full(500, points * grid.spacing)
+    assert released(summed, 500, grid=grid, stream=stream_of(0), divisor=0.75).tolist() == exact
+    if abs(points) <= 2**52:
+        assert (points * grid.spacing / grid.spacing + drawn - points == drawn).all()
+
+
+def test_the_sum_is_rounded_to_the_nearest_grid_point_and_no_zero_has_a_sign():
+    grid = grid_of(1.0, 1.0, 10_000)
+    points = np.array([0.0, -0.0, 0.4, -0.4, 0.6, -0.6, 1e6 + 0.4, -1e6 - 0.6])
+    silent = Words(np.full(8, -1e-15))  # rounds to -0
+    found = released(points * grid.spacing, 8, grid=grid, stream=silent, divisor=grid.spacing)
+    assert found.tolist() == [0, 0, 0, 0, 1, -1, 1e6, -1e6 - 1]
+    assert not np.signbit(found[:4]).any()
+    assert not np.signbit(released(None, 8, grid=grid, stream=silent)).any()
+    with pytest.raises(ValueError, match="cannot be released"):
+        released(np.zeros(4), 5, grid=grid, stream=silent)
+
+
+@pytest.mark.parametrize("source", [SecureRandomness(), ReproducibleRandomness(1, "here")])
+def test_threads_at_once_release_what_one_after_the_other_does(monkeypatch, source):
+    grid = grid_of(1.0, 2.0, 1000)
+    lengths = [3 * noise._BLOCK + 5, 17, noise._BLOCK, 70_001] * 4
+    sums = [np.random.default_rng(number).standard_normal(length) for number, length in enumerate(lengths)]
+
+    def all_of(threads):
+        keys = iter(range(1000))
+        monkeypatch.setattr(randomness.os, "urandom", lambda size: bytes([next(keys)] * size))
+        streams = [stream_of(number, source) for number in range(len(sums))]
+        with ThreadPoolExecutor(threads) as pool:
+            running = [
+                pool.submit(released, summed, len(summed), grid=grid, stream=stream)
+                for summed, stream in zip(sums, streams, strict=True)
+            ]
+            return [done.result().tobytes() for done in running]
+
+    alone = all_of(1)
+    assert len(set(alone)) == len(sums)
+    assert all_of(4) == alone
+
+
+@pytest.mark.parametrize("sigma", [1.0, 1000.0])  # the fill in halves of words and in words
+def test_a_release_takes_no_memory_of_its_own(sigma):
+    grid, count = grid_of(1.0, sigma, 1000), 8 * noise._BLOCK
+    summed, stream = np.ones(count), stream_of(0, SecureRandomness())
+    into = released(summed, count, grid=grid, stream=stream)
+    tracemalloc.start()
+    try:
+        noise.release(summed, into=into, grid=grid, stream=stream, divisor=2.0)
+        assert tracemalloc.get_traced_memory()[1] < 4 * noise._BLOCK
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("sigma", [1.0, 1000.0])
+def test_every_number_takes_as_many_words(sigma):
+    """None is drawn again: neither the cipher nor the clock tells what was drawn."""
+    counts = []
+    words = type(stream_of(0, SecureRandomness()))._words
+
+    class Watched(type(stream_of(0, SecureRandomness()))):
+        def _words(self, count, into=None):
+            counts.append(count)
+            return words(self, count, into)
+
+    for count in (1000, 1000, 2 * noise._BLOCK):
+        counts.clear()
+        released(None, count, grid=grid_of(1.0, sigma, 1000), stream=Watched())
+        assert sum(counts) == count + (count // 2 if sigma == 1.0 else count)
+
+
+def radii_below(z, angles, which, stddev=1.0):
     """For each angle: how many of the 2**63 radii give at most z < 0, by bisection of the sampler itself."""
     low = np.zeros(len(angles), dtype=np.uint64)
     high = np.full(len(angles), 2**63, dtype=np.uint64)
     for _ in range(64):
         middle = (low + high) // np.uint64(2)
-        below = (polar_normals(middle.copy(), angles.copy())[which] <= z) & (low < high)
+        below = (polar_normals(middle.copy(), angles.copy(), stddev)[which] <= z) & (low < high)
         low, high = np.where(below, middle + np.uint64(1), low), np.where(below, high, middle)
     return low
 
@@ -155,10 +267,12 @@ def test_every_window_of_the_fill_has_its_probability(sigmas, which):
     for clip, sigma, parameters in PLANS:
         grid = grid_of(clip, sigma, parameters)
         width = grid.fill * grid.spacing / grid.noise_stddev
+        stddev = grid.noise_stddev / grid.spacing  # as `noise_block` asks for it
         for shift in (0, 0.3, 0.77):
             right = -sigmas + shift * width
             # Whole numbers, so that the difference is exact.
-            words = radii_below(right, angles, which) - radii_below(right - width, angles, which)
+            words = radii_below(right * stddev, angles, which, stddev)
+            words -= radii_below((right - width) * stddev, angles, which, stddev)
             share = float(words.astype(np.float64).mean()) / 2**63
             exact = ncdf(right) - ncdf(right - width)
             worst = max(worst, abs(float(share / exact) - 1))
@@ -179,8 +293,8 @@ def test_without_the_fill_there_would_be_holes():
     opposite = np.array([2**63], dtype=np.uint64)  # half a turn: the cosine is -1
     (word,) = radii_below(-8.0, opposite, 0)
     words = word + np.arange(5, dtype=np.uint64) - np.uint64(2)
-    values, _ = polar_normals(words, np.repeat(opposite, 5))
-    gaps = np.diff(values) * grid.noise_stddev / grid.spacing
+    values, _ = polar_normals(words, np.repeat(opposite, 5), grid.noise_stddev / grid.spacing)
+    gaps = np.diff(values)
     assert (gaps > 1000).all()
     assert (gaps < grid.fill / 1000).all()
     assert grid.fill > 1_000_000

@@ -28,8 +28,8 @@ def source(request):
 
 
 def test_normals_are_standard_normal_and_uncorrelated(source):
-    values = stream(source).normal((500, 400))
-    assert values.shape == (500, 400)
+    values = stream(source).normal((1500, 400))
+    assert values.shape == (1500, 400)
     assert values.dtype == np.float64
     flat = values.ravel()
     assert np.isfinite(flat).all()
@@ -63,6 +63,58 @@ def test_integers_and_permutation(source):
         assert stats.chisquare(np.bincount(orders[:, place], minlength=5)).pvalue > ALPHA
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+@pytest.mark.parametrize("high", [1, 2, 2**20, 2**31, 3 * 2**29, 2**32, 2**62 + 2**61, 2**63])
+def test_whole_numbers_fill_what_is_given_evenly(source, high, kind):
+    drawn, count = stream(source), 2 * randomness._PAIRS + 70_001
+    into = np.full(count, -1, dtype=kind)
+    if high - 1 > np.iinfo(kind).max:
+        with pytest.raises(ValueError, match=r"2\*\*31"):
+            drawn.fill_integers(high, into)
+        return
+    drawn.fill_integers(high, into)
+    assert into.min() >= 0
+    assert into.max() < high
+    counts = np.bincount((into.astype(np.float64) * (min(high, 8) / high)).astype(np.int64))
+    assert high == 1 or stats.chisquare(counts).pvalue > ALPHA
+    if high >= 16:
+        assert stats.chisquare(np.bincount(into & 15, minlength=16)).pvalue > ALPHA
+        limit = stats.norm.isf(ALPHA / 2)
+        for lag in (1, 2, randomness._PAIRS, 2 * randomness._PAIRS):
+            assert abs(np.corrcoef(into[lag:], into[:-lag])[0, 1]) < 2 * limit / np.sqrt(count - lag)
+
+
+@pytest.mark.parametrize("high", [0, -1, 2**63 + 1, 2**64])
+def test_a_range_without_numbers_or_beyond_64_bits_is_refused(source, high):
+    with pytest.raises(ValueError, match=r"between 1 and 2\*\*63"):
+        stream(source).integers(high, 3)
+
+
+def test_filling_draws_the_same_as_asking(source, monkeypatch):
+    monkeypatch.setattr(randomness.os, "urandom", bytes)
+    for count in (0, 1, 5, 2 * randomness._PAIRS + 3):
+        asked, filled = stream(source), stream(source)
+        for stddev in (1.0, 2.0**40):
+            into = np.full(count, np.nan)
+            filled.fill_normal(into, stddev)
+            assert np.allclose(into, stddev * asked.normal(count), rtol=1e-15, atol=0)
+        for high in (2**23, 10, 2**40):
+            whole = np.full(count, -1, dtype=np.int64)
+            filled.fill_integers(high, whole)
+            assert (whole == asked.integers(high, count)).all()
+
+
+def test_a_room_belongs_to_one_at_a_time_and_is_used_again():
+    rooms = randomness.Rooms(list)
+    with rooms.borrowed() as first, rooms.borrowed() as second:
+        assert first is not second
+    with pytest.raises(KeyError), rooms.borrowed() as again:
+        raise KeyError
+    assert again is first
+    with rooms.borrowed() as last:
+        assert last is first
+
+
 EXTREME = np.array(
     [0, 1, 2, 2**11, 2**62, 2**63 - 1, 2**63, 2**63 + 1, 3 * 2**62, 2**64 - 2, 2**64 - 1], "<u8"
 )
@@ -80,7 +132,7 @@ def test_extreme_words_of_the_cipher_give_finite_normals():
     assert np.abs(first[radii % 2**63 == 2**63 - 1]).max() < 1e-9
 
     class Extreme(type(stream(SecureRandomness()))):
-        def _words(self, count):
+        def _words(self, count, into=None):
             return np.resize(EXTREME, count)
 
     assert np.isfinite(Extreme().normal(1001)).all()
@@ -152,8 +204,15 @@ def test_a_stream_does_not_survive_a_fork(monkeypatch):
     drawn = stream(SecureRandomness())
     drawn.normal(1)
     monkeypatch.setattr(randomness.os, "getpid", lambda: -1)
-    with pytest.raises(GuardError, match="another process"):
-        drawn.normal(1)
+    for draw in (
+        lambda: drawn.normal(1),
+        lambda: drawn.fill_normal(np.zeros(1)),
+        lambda: drawn.integers(8, 1),
+        lambda: drawn.fill_integers(7, np.zeros(1, np.int64)),
+        lambda: drawn.uniform(1),
+    ):
+        with pytest.raises(GuardError, match="another process"):
+            draw()
 
 
 def test_the_key_cannot_be_seen_or_stored(monkeypatch):
@@ -197,9 +256,9 @@ def test_memory_of_large_draws_is_bounded_by_blocks():
     words = type(drawn)._words
 
     class Watched(type(drawn)):
-        def _words(self, count):
+        def _words(self, count, into=None):
             sizes.append(count)
-            return words(self, count)
+            return words(self, count, into)
 
     watched, count = Watched(), 3 * randomness._BLOCK + 5
     assert watched.normal(count).shape == (count,)
