@@ -21,7 +21,7 @@ from common.preprocessing import Preprocessing
 from common.privacy.randomness import RandomnessSource, Stream
 
 CHUNK_BYTES = 256 * 2**20
-"""Per-row gradients and activations of one chunk stay below about this."""
+"""Per-row gradients and activations of what is computed at once stay below about this."""
 CHUNK_ROWS = 64
 """Rows of a chunk where memory allows: half of them are filled up in vain in the last chunk of a step."""
 
@@ -62,22 +62,36 @@ def sampled_rows(
 def chunks_of_units(
     rows: NDArray[np.int64], segments: NDArray[np.int64], *, max_rows: int
 ) -> Iterator[Chunk]:
-    """Cut rows into chunks of at most `max_rows` (more only where one unit has more); none for no rows."""
+    """Cut rows into chunks of at most `max_rows` (more only where one unit has more); none for no rows.
+
+    Units with many rows come first, so that others fill up what is left: chunks are filled up anyway.
+    """
     if len(rows) == 0:
         return
-    present, starts = np.unique(segments, return_index=True)
-    ends = np.append(starts[1:], len(rows))
-    first = 0
-    while first < len(present):
-        # The furthest unit that still ends within max_rows; always at least one unit.
-        last = max(int(np.searchsorted(ends, starts[first] + max_rows, side="right")), first + 1)
-        lengths = ends[first:last] - starts[first:last]
+    _, starts, lengths = np.unique(segments, return_index=True, return_counts=True)
+    for units in _packed(lengths, most=max_rows):
         yield Chunk(
-            rows=rows[starts[first] : ends[last - 1]],
-            segments=np.repeat(np.arange(last - first, dtype=np.int64), lengths),
-            num_units=last - first,
+            rows=np.concatenate([rows[starts[unit] : starts[unit] + lengths[unit]] for unit in units]),
+            segments=np.repeat(np.arange(len(units), dtype=np.int64), lengths[units]),
+            num_units=len(units),
         )
-        first = last
+
+
+def _packed(lengths: NDArray[np.int64], *, most: int) -> list[list[int]]:
+    """Numbers of the units in each chunk: each goes where it leaves least free, the longest first."""
+    chunks: list[list[int]] = []
+    with_room: dict[int, list[int]] = {}
+    for unit in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[unit])
+        room = next((room for room in range(length, most) if with_room.get(room)), None)
+        if room is None:
+            chunks.append([])
+            chunk, room = len(chunks) - 1, max(most, length)
+        else:
+            chunk = with_room[room].pop()
+        chunks[chunk].append(unit)
+        with_room.setdefault(room - length, []).append(chunk)
+    return chunks
 
 
 def minibatches(
@@ -131,11 +145,11 @@ def rows_per_chunk(
 ) -> int:
     """Rows of every chunk, a power of two, for as many chunks at once as there are `lanes`.
 
-    At most CHUNK_ROWS, `physical_batch_size`, what CHUNK_BYTES hold, each shared by the lanes; more only
-    where one unit has more. Depends on public numbers alone.
+    At most a lane's share of CHUNK_ROWS, of `physical_batch_size`, of what CHUNK_BYTES hold; more only where
+    one unit has more. Depends on public numbers alone.
     """
     held = CHUNK_BYTES // bytes_per_row(model, input_shape)
-    most = max(1, min(physical_batch_size, CHUNK_ROWS, held) // lanes)
+    most = max(1, min(CHUNK_ROWS, physical_batch_size, held) // lanes)
     return int(max(2 ** (most.bit_length() - 1), 2 ** (max_rows_per_unit - 1).bit_length()))
 
 

@@ -26,7 +26,7 @@ from common.privacy.noise import MOST_POSITIONS
 
 _SMALL = 4096
 """Parameters of at most so many numbers are worked on together."""
-_LARGE = 2**20
+_LARGE = 2**17
 """Parameters of so many numbers: their sum is gone through once for several chunks."""
 _MOST_PENDING = 2**11
 """Rows times positions that wait for it."""
