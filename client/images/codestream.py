@@ -1,0 +1,37 @@
+"""The size that a coded picture states itself, read without decoding it."""
+
+import struct
+from typing import Final
+
+_WITHOUT_LENGTH: Final = {0x01, *range(0xD0, 0xDA)}
+_SIZES: Final = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_LOOKED_AT: Final = 512
+
+
+def codestream_size(data: bytes) -> tuple[int, int] | None:
+    """(rows, columns) of JPEG, JPEG-LS or JPEG 2000 bytes; None where nothing is stated."""
+    if data[:2] == b"\xff\xd8":
+        return _jpeg_size(data)
+    place = data[:_LOOKED_AT].find(b"\xff\x4f\xff\x51")  # behind the boxes of a JP2 file, if any
+    if place < 0 or len(data) < place + 24:
+        return None
+    width, height, left, top = struct.unpack_from(">4L", data, place + 8)
+    return height - top, width - left
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    place = 2
+    while place + 9 <= len(data):
+        if data[place] != 0xFF:
+            return None
+        marker = data[place + 1]
+        if marker in _SIZES:
+            rows, columns = struct.unpack_from(">HH", data, place + 5)
+            return rows, columns
+        if marker == 0xFF:
+            place += 1
+        elif marker in _WITHOUT_LENGTH:
+            place += 2
+        else:
+            place += 2 + struct.unpack_from(">H", data, place + 2)[0]
+    return None
