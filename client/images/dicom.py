@@ -16,7 +16,7 @@ from pydicom.pixels import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 
 from client.images import jpeg_plugin
-from client.images.dicom_file import frame_dataset, parse_dicom
+from client.images.dicom_file import DicomFile, frame_dataset, parse_dicom
 from client.images.records import SkipReason, Unusable, View
 from common.intensities import Intensities, ShadeTable, Shown, Span, Window, kept_apart
 from common.preprocessing import Picture
@@ -31,28 +31,37 @@ _PLUGINS: Final = {
 }
 _GROUPS: Final = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 _MONOCHROME: Final = ("MONOCHROME1", "MONOCHROME2")
+_SHOWN: Final = (*_MONOCHROME, "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
 def read_dicom(content: bytes, view: View, *, max_pixels: int, max_bytes: int) -> Picture:
     """One frame of a file. Raises Unusable, and whatever pydicom raises for damaged files."""
     file = parse_dicom(content, max_bytes=max_bytes)
-    frame = view.frame_of(file.frames) if file.keyword else 0
-    _add_groups(file.header, frame)
+    frame = 0
+    if file.keyword:
+        _check_coding(file)
+        frame = view.frame_of(file.frames)
+        _add_groups(file.header, frame)
     dataset, index = frame_dataset(file, frame, max_pixels=max_pixels)
     return _picture(dataset, *_decoded(dataset, file.syntax, index))
+
+
+def _check_coding(file: DicomFile) -> None:
+    """Raise Unusable for what no decoder is there for."""
+    try:
+        decoder = get_decoder(file.syntax)
+    except NotImplementedError:
+        raise Unusable(SkipReason.UNSUPPORTED) from None
+    missing = file.syntax.is_compressed and _PLUGINS.get(file.syntax) not in decoder.available_plugins
+    if missing or file.header.get("PhotometricInterpretation") not in _SHOWN:
+        raise Unusable(SkipReason.UNSUPPORTED)
 
 
 def _decoded(dataset: Dataset, syntax: uid.UID, index: int) -> tuple[NDArray[Any], str]:
     """Stored values (H, W) or (H, W, 3), YBR turned to RGB, and their photometric interpretation."""
     plugin = _PLUGINS.get(syntax, "")
     try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise Unusable(SkipReason.UNSUPPORTED) from None
-    if syntax.is_compressed and plugin not in decoder.available_plugins:
-        raise Unusable(SkipReason.UNSUPPORTED)
-    try:
-        stored, meta = decoder.as_array(dataset, index=index, decoding_plugin=plugin)
+        stored, meta = get_decoder(syntax).as_array(dataset, index=index, decoding_plugin=plugin)
     except (NotImplementedError, RuntimeError):
         # Single bits under RLE may end within a byte, which no decoder takes.
         unknown = dataset.BitsAllocated == 1

@@ -78,7 +78,7 @@ def _dtype(header: Any) -> np.dtype[Any]:
     """Of a voxel. Raises Unusable for complex and unknown ones."""
     try:
         dtype: np.dtype[Any] = header.get_data_dtype()
-    except HeaderDataError:
+    except (HeaderDataError, KeyError):
         raise Unusable(SkipReason.UNSUPPORTED) from None
     colour = dtype.names is not None and set("RGB") <= set(dtype.names)
     if not colour and (dtype.kind not in "iuf" or dtype.itemsize > 8):

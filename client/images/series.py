@@ -17,8 +17,9 @@ from client.images.records import SkipReason, Unusable
 _SAME_PLACE_MM: Final = 0.01
 _SAME_DIRECTION: Final = 1e-3
 _GAP: Final = 1.5
-"""A gap is this much wider than its neighbours, or than the median and (by the next constant) a slice."""
+"""A gap is this much wider than both its neighbours ..."""
 _THICKER: Final = 1.25
+"""... or than one neighbour or the median, and then this much wider than a slice is thick."""
 
 
 class Slice(NamedTuple):
@@ -80,11 +81,12 @@ def in_order(slices: Sequence[Slice]) -> list[str]:
 
 def _is_missing(gaps: Sequence[float], place: int, ordered: Sequence[Slice]) -> bool:
     """Whether a slice is missing in one gap; unequal spacing alone, as of a head CT, is no gap."""
-    gap = gaps[place]
-    if 0 < place < len(gaps) - 1 and gap > _GAP * max(gaps[place - 1], gaps[place + 1]):
+    gap, beside = gaps[place], [gaps[near] for near in (place - 1, place + 1) if 0 <= near < len(gaps)]
+    wider = bool(beside) and gap > _GAP * max(beside)
+    if wider and len(beside) == 2:
         return True
     thickness = max(ordered[place].thickness, ordered[place + 1].thickness)
-    return thickness > 0 and gap > _GAP * median(gaps) and gap > _THICKER * thickness
+    return thickness > 0 and gap > _THICKER * thickness and (wider or gap > _GAP * median(gaps))
 
 
 def _positive(value: Any) -> float:
