@@ -5,17 +5,34 @@ from typing import Final
 
 _WITHOUT_LENGTH: Final = {0x01, *range(0xD0, 0xDA)}
 _SIZES: Final = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
-_LOOKED_AT: Final = 512
+_JP2: Final = b"\0\0\0\x0cjP  "
+
+
+def bare_codestream(data: bytes) -> bytes | None:
+    """A JPEG 2000 codestream without the boxes of a JP2 file around it, other bytes as they are.
+
+    None where the boxes lead nowhere; a parser that follows them might not come back.
+    """
+    if not data.startswith(_JP2):
+        return data
+    place = 0
+    while place + 8 <= len(data):
+        (length,) = struct.unpack_from(">L", data, place)
+        if data[place + 4 : place + 8] == b"jp2c":
+            return data[place + 8 :]
+        if length < 8:
+            return None
+        place += length
+    return None
 
 
 def codestream_size(data: bytes) -> tuple[int, int] | None:
-    """(rows, columns) of JPEG, JPEG-LS or JPEG 2000 bytes; None where nothing is stated."""
+    """(rows, columns) of JPEG, JPEG-LS or bare JPEG 2000 bytes; None where nothing is stated."""
     if data[:2] == b"\xff\xd8":
         return _jpeg_size(data)
-    place = data[:_LOOKED_AT].find(b"\xff\x4f\xff\x51")  # behind the boxes of a JP2 file, if any
-    if place < 0 or len(data) < place + 24:
+    if data[:4] != b"\xff\x4f\xff\x51" or len(data) < 24:
         return None
-    width, height, left, top = struct.unpack_from(">4L", data, place + 8)
+    width, height, left, top = struct.unpack_from(">4L", data, 8)
     return height - top, width - left
 
 

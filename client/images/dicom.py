@@ -27,7 +27,7 @@ _PLUGINS: Final = {
     **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), "pyjpegls"),
     **dict.fromkeys((uid.JPEG2000Lossless, uid.JPEG2000), "pylibjpeg"),
     **dict.fromkeys((uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K), "pylibjpeg"),
-    uid.RLELossless: "pylibjpeg",
+    uid.RLELossless: "pydicom",  # slower than pylibjpeg-rle, which panics on damaged frames
 }
 _GROUPS: Final = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 _MONOCHROME: Final = ("MONOCHROME1", "MONOCHROME2")

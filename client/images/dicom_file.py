@@ -17,7 +17,7 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.filereader import read_dataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from client.images.codestream import codestream_size
+from client.images.codestream import bare_codestream, codestream_size
 from client.images.records import SkipReason, Unusable
 
 # What these libraries say about a file can quote its header.
@@ -42,6 +42,8 @@ WANTED: Final = [
 """All that is read of a header. The series' identifier only tells two series in one folder apart."""
 _DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
 _UNDEFINED: Final = 0xFFFFFFFF
+_MOST_SWOLLEN: Final = 2
+"""A coded frame is at most so many times larger than its samples would be in 64 bits."""
 _PIXELS: Final = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
 _PIXEL_VRS: Final = (b"OB", b"OW", b"OF", b"OD", b"UN")
 _ITEM: Final = b"\xfe\xff\x00\xe0"
@@ -101,9 +103,12 @@ def frame_dataset(file: DicomFile, frame: int, *, max_pixels: int) -> tuple[Data
         return header, frame
     if file.length != _UNDEFINED:
         raise Unusable(SkipReason.INCONSISTENT)
-    data = _one_frame(file, frame)
+    data = bare_codestream(_one_frame(file, frame))
+    if data is None:
+        raise Unusable(SkipReason.INCONSISTENT)
     size = codestream_size(data)
-    if size is not None and size != (header.Rows, header.Columns):
+    swollen = len(data) > _MOST_SWOLLEN * header.Rows * header.Columns * header.SamplesPerPixel * 8 + 2**16
+    if swollen or (size is not None and size != (header.Rows, header.Columns)):
         raise Unusable(SkipReason.INCONSISTENT)
     header.PixelData = encapsulate([data])
     header["PixelData"].VR = "OB"

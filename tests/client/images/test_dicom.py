@@ -201,6 +201,31 @@ def test_what_cannot_be_decoded_has_its_reason():
     assert opened(dicom(colours, PhotometricInterpretation="HSV")) is SkipReason.UNSUPPORTED
 
 
+@pytest.mark.timeout(20)
+def test_boxes_around_a_codestream_that_lead_nowhere_or_in_circles():
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(6).integers(0, 4096, (20, 20), dtype=np.uint16)
+    Image.fromarray(pixels).save(buffer, format="JPEG2000", irreversible=False)
+    boxed = buffer.getvalue()
+    start = boxed.index(b"\xff\x4f\xff\x51")
+    for whole in (boxed, boxed[start:]):
+        assert np.array_equal(opened(coded([whole], JPEG2000Lossless)).values, pixels)
+    for length in (0, 7, 2**31):  # of the second box; pydicom would read the first for ever
+        circle = boxed[:12] + struct.pack(">L", length) + boxed[16:]
+        assert opened(coded([circle], JPEG2000Lossless)) is SkipReason.INCONSISTENT
+
+
+def test_damaged_rle_frames_raise_nothing_else():
+    content = _rle(RAMP)
+    place = content.index(b"\x02\0\0\0\x40\0\0\0")  # two segments, the first at 64
+    rng = np.random.default_rng(8)
+    for _ in range(300):
+        damaged = bytearray(content)
+        for at in rng.integers(place, len(content), 4):
+            damaged[at] = rng.integers(0, 256)
+        assert opened(bytes(damaged)) is not None
+
+
 @pytest.mark.parametrize(
     ("elements", "reason"),
     [
@@ -274,7 +299,12 @@ def test_200_damaged_samples_give_a_picture_or_a_reason(shared_data):
 
 def test_nothing_of_a_header_is_said_anywhere(caplog, capfd, tmp_path, read):
     names = {"PatientName": "Planted^Name", "PatientID": "PLANTED-ID", "PatientBirthDate": "1942PLANTED"}
-    odd = {"WindowCenter": "12", "WindowWidth": "40", "StudyDate": "PLANTED-DATE", "AccessionNumber": "PLANT"}
+    odd = {
+        "WindowCenter": "11.11111",
+        "WindowWidth": "40",
+        "StudyDate": "PLANTED-DATE",
+        "AccessionNumber": "PLANT",
+    }
     with pytest.warns(UserWarning, match="PLANTED"):  # pydicom, as a writer
         whole = dicom(RAMP, **names, **odd)
     folder = tmp_path / "data"
@@ -284,10 +314,15 @@ def test_nothing_of_a_header_is_said_anywhere(caplog, capfd, tmp_path, read):
     (folder / "well" / "b.dcm").write_bytes(whole.replace(b"\0\0\xc8\0", b"\0\0\xc9\0"))
     (folder / "well" / "cut.dcm").write_bytes(whole[:-40])
     (folder / "well" / "odd.dcm").write_bytes(whole[:700] + b"PLANTED" + whole[700:])
+    (folder / "well" / "window.dcm").write_bytes(whole.replace(b"11.11111", b"PLANTED1"))
+    (folder / "well" / "syntax.dcm").write_bytes(
+        whole.replace(b"1.2.840.10008.1.2.1", b"1.2.PLANTED.8.1.2.1")
+    )
     capfd.readouterr()
     caplog.clear()
     with caplog.at_level(logging.DEBUG):
         images = read(folder, cache=tmp_path / "cache", max_skipped_share=0.9)
+    assert {entry.path for entry in images.skipped} == {"well/cut.dcm", "well/syntax.dcm"}
     told = repr(images) + repr(images.skipped) + caplog.text + "".join(capfd.readouterr())
     kept = b"".join(path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file())
     assert "plant" not in told.lower()
