@@ -26,25 +26,25 @@ def bare_codestream(data: bytes) -> bytes | None:
     return None
 
 
-def codestream_size(data: bytes) -> tuple[int, int] | None:
-    """(rows, columns) of JPEG, JPEG-LS or bare JPEG 2000 bytes; None where nothing is stated."""
+def codestream_size(data: bytes) -> tuple[int, int, int] | None:
+    """(rows, columns, samples) of JPEG, JPEG-LS or bare JPEG 2000 bytes; None where nothing is stated."""
     if data[:2] == b"\xff\xd8":
         return _jpeg_size(data)
-    if data[:4] != b"\xff\x4f\xff\x51" or len(data) < 24:
+    if data[:4] != b"\xff\x4f\xff\x51" or len(data) < 42:
         return None
     width, height, left, top = struct.unpack_from(">4L", data, 8)
-    return height - top, width - left
+    return height - top, width - left, int.from_bytes(data[40:42], "big")
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+def _jpeg_size(data: bytes) -> tuple[int, int, int] | None:
     place = 2
-    while place + 9 <= len(data):
+    while place + 10 <= len(data):
         if data[place] != 0xFF:
             return None
         marker = data[place + 1]
         if marker in _SIZES:
-            rows, columns = struct.unpack_from(">HH", data, place + 5)
-            return rows, columns
+            rows, columns, samples = struct.unpack_from(">HHB", data, place + 5)
+            return rows, columns, samples
         if marker == 0xFF:
             place += 1
         elif marker in _WITHOUT_LENGTH:

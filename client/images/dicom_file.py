@@ -108,7 +108,7 @@ def frame_dataset(file: DicomFile, frame: int, *, max_pixels: int) -> tuple[Data
         raise Unusable(SkipReason.INCONSISTENT)
     size = codestream_size(data)
     swollen = len(data) > _MOST_SWOLLEN * header.Rows * header.Columns * header.SamplesPerPixel * 8 + 2**16
-    if swollen or (size is not None and size != (header.Rows, header.Columns)):
+    if swollen or (size is not None and size != (header.Rows, header.Columns, header.SamplesPerPixel)):
         raise Unusable(SkipReason.INCONSISTENT)
     header.PixelData = encapsulate([data])
     header["PixelData"].VR = "OB"

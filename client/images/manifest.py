@@ -63,7 +63,9 @@ def read_manifest(table: Table, data: DataConfig) -> Records:
             for column in table.others([path_column, patient_column])
         },
         skipped=tuple(skipped),
-        layout=_describe(path_column, label_column, patient_column, split_column),
+        layout=_describe(
+            path_column, label_column, patient_column, split_column, frame_column, volume_column
+        ),
     )
 
 
@@ -124,7 +126,10 @@ def _parsed(text: str) -> int | None:
     return int(digits) if digits.isdecimal() and digits.isascii() and len(digits) < 10 else 0
 
 
-def _describe(path: str, label: str, patient: str | None, split: str | None) -> str:
-    return (
-        f"CSV manifest (path: {path}, label: {label}, patient: {patient or 'none'}, split: {split or 'none'})"
-    )
+def _describe(
+    path: str, label: str, patient: str | None, split: str | None, frame: str | None, volume: str | None
+) -> str:
+    pictures = {"frame": frame, "volume": volume}
+    more = "".join(f", {role}: {column}" for role, column in pictures.items() if column)
+    who = f"patient: {patient or 'none'}, split: {split or 'none'}"
+    return f"CSV manifest (path: {path}, label: {label}, {who}{more})"

@@ -54,7 +54,7 @@ class SkipReason(StrEnum):
 _REMEDIES = {
     SkipReason.MISSING: "no such file: check the path column and data.path-root",
     SkipReason.EMPTY: "file of zero bytes: export it again",
-    SkipReason.UNREADABLE: "not an image this version reads: export it as PNG or JPEG",
+    SkipReason.UNREADABLE: "not an image this version reads: export it as DICOM, NIfTI, PNG or JPEG",
     SkipReason.TRUNCATED: "the file ends too early: copy it again",
     SkipReason.OVERSIZED: "larger than data.max-pixels: raise it if the picture is genuine",
     SkipReason.ESCAPING: "leads out of the data folder by a link, '..' or absolute path: copy the file in",
@@ -109,6 +109,13 @@ class View:
         named = (self.frame is not None, self.volume is not None)
         return f"#{self.frame or ''}/{self.volume or ''}" if any(named) else ""
 
+    @property
+    def words(self) -> str:
+        """For a person, behind a file's name; empty for the default."""
+        named = {"frame": self.frame, "volume": self.volume}
+        stated = ", ".join(f"{name} {number}" for name, number in named.items() if number is not None)
+        return f" ({stated})" if stated else ""
+
 
 def _place(number: int, count: int) -> int:
     if not 1 <= number <= count:
@@ -145,8 +152,8 @@ class ImageFiles:
         return self.views[row] if self.views else WHOLE
 
     def name(self, row: int) -> str:
-        """The file as a person of the hospital knows it, from `root`."""
-        return self.paths[row].removeprefix(f"{self.root}/")
+        """The file as a person of the hospital knows it, from `root`, and which picture of it."""
+        return self.paths[row].removeprefix(f"{self.root}/") + self.view(row).words
 
     def take(self, rows: Sequence[int]) -> Self:
         """These rows in this order."""

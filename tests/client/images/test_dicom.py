@@ -190,6 +190,16 @@ def test_a_coded_picture_larger_than_its_header_is_not_decoded(monkeypatch):
     assert opened(content) is SkipReason.INCONSISTENT
 
 
+def test_a_coded_picture_of_more_samples_than_its_header_is_not_decoded():
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((20, 20), np.uint16)).save(buffer, format="JPEG2000", irreversible=False)
+    stream = buffer.getvalue()
+    stream = bytearray(stream[stream.index(b"\xff\x4f\xff\x51") :])
+    assert opened(coded([bytes(stream)], JPEG2000Lossless)) is not SkipReason.INCONSISTENT
+    stream[40:42] = b"\x40\x00"  # 16384 samples
+    assert opened(coded([bytes(stream)], JPEG2000Lossless)) is SkipReason.INCONSISTENT
+
+
 def test_what_cannot_be_decoded_has_its_reason():
     frame = b"\0" * 64
     assert opened(coded([frame], "1.2.840.10008.1.2.4.102")) is SkipReason.UNSUPPORTED  # a film in MPEG-4

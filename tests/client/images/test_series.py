@@ -197,7 +197,7 @@ def test_the_check_says_which_formats_there_are_and_what_is_wrong(hospital):
     )
     rows = {check: result for check, result, _ in checkup.rows()}
     assert rows["formats"] == "DICOM 7, PNG 3, NIfTI 2, TIFF 1, DICOM series 1"
-    assert rows["skipped: no-such-frame"] == "2: 1.2.840.7, brain"
+    assert rows["skipped: no-such-frame"] == "2: 1.2.840.7 (frame 6), brain (frame 9)"
     assert rows["skipped: truncated"] == "1: broken.dcm"
     assert rows["skipped: no-pixel-data"] == "1: report.dcm"
 
