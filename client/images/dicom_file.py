@@ -97,10 +97,7 @@ def frame_dataset(file: DicomFile, frame: int, *, max_pixels: int) -> tuple[Data
     if not file.syntax.is_compressed:
         if file.length == _UNDEFINED:
             raise Unusable(SkipReason.INCONSISTENT)
-        _check_native(file)
-        setattr(header, file.keyword, file.content[file.start : file.start + file.length])
-        header[file.keyword].VR = file.vr  # a big-endian file swaps the bytes of OW
-        return header, frame
+        return _native_frame(file, frame)
     if file.length != _UNDEFINED:
         raise Unusable(SkipReason.INCONSISTENT)
     data = bare_codestream(_one_frame(file, frame))
@@ -135,12 +132,21 @@ def _check_sizes(file: DicomFile, *, max_pixels: int) -> None:
         raise Unusable(SkipReason.INCONSISTENT)
 
 
-def _check_native(file: DicomFile) -> None:
+def _native_frame(file: DicomFile, frame: int) -> tuple[Dataset, int]:
+    """The dataset with one frame's bytes, or all of them where frames share a byte."""
     header = file.header
     samples = 2 if header.PhotometricInterpretation == "YBR_FULL_422" else header.SamplesPerPixel
-    bits = header.Rows * header.Columns * samples * header.BitsAllocated * file.frames
-    if min(file.length, len(file.content) - file.start) < (bits + 7) // 8:
+    bits = header.Rows * header.Columns * samples * header.BitsAllocated
+    if min(file.length, len(file.content) - file.start) < (bits * file.frames + 7) // 8:
         raise Unusable(SkipReason.TRUNCATED)
+    start, length = file.start, file.length
+    # Bytes of OW come in pairs, swapped in big-endian files: a frame of odd length has no bytes of its own.
+    if bits % 16 == 0:
+        start, length = file.start + frame * bits // 8, bits // 8
+        header.NumberOfFrames, frame = 1, 0
+    setattr(header, file.keyword, file.content[start : start + length])
+    header[file.keyword].VR = file.vr
+    return header, frame
 
 
 def _one_frame(file: DicomFile, frame: int) -> bytes:

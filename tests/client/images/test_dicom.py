@@ -254,6 +254,16 @@ def test_absurd_sizes_are_refused_before_anything_is_decoded(elements, reason):
     tracemalloc.stop()
 
 
+def test_of_a_film_one_frame_is_taken_into_memory():
+    film = np.random.default_rng(9).integers(0, 4096, (120, 128, 128), dtype=np.uint16)
+    content = dicom(film, frames=120)
+    opened(content)  # what is imported once
+    tracemalloc.start()
+    assert np.array_equal(opened(content, View(frame=77)).values, film[76])
+    assert tracemalloc.get_traced_memory()[1] < len(content) / 4
+    tracemalloc.stop()
+
+
 def test_a_deflated_bomb_is_not_inflated():
     bomb = dicom(RAMP, syntax=DeflatedExplicitVRLittleEndian)
     (length,) = struct.unpack_from("<L", bomb, 140)
