@@ -49,6 +49,8 @@ def check(
     label_column: Annotated[str, typer.Option(help="--data, CSV: column of the label")] = "",
     patient_column: Annotated[str, typer.Option(help="--data, CSV: column of the patient")] = "",
     split_column: Annotated[str, typer.Option(help="--data, CSV: column of train/val/test")] = "",
+    frame_column: Annotated[str, typer.Option(help="--data, CSV: column of the frame or slice")] = "",
+    volume_column: Annotated[str, typer.Option(help="--data, CSV: column of a 4-D file's volume")] = "",
     cache: Annotated[Path | None, typer.Option(help="--data: keep decoded images in this folder")] = None,
     output: Output = OutputFormat.TEXT,
 ) -> None:
@@ -70,6 +72,8 @@ def check(
             label_column=label_column,
             patient_column=patient_column,
             split_column=split_column,
+            frame_column=frame_column,
+            volume_column=volume_column,
         ),
         preprocessing=Preprocessing(image_size=image_size, channels=3 if channels == 3 else 1),
         classes=None,

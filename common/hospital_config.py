@@ -36,6 +36,10 @@ class DataConfig(Section):
     """CSV: column of the patient; empty finds it by its name, and without one every image is its own unit."""
     split_column: str = ""
     """CSV: column of train/val/test; empty finds it by its name."""
+    frame_column: str = ""
+    """CSV: column of the frame or slice, from 1; empty finds it by its name, blank is the middle one."""
+    volume_column: str = ""
+    """CSV: column of a 4-D file's volume, from 1; empty finds it by its name, blank is the first."""
     classes: tuple[str, ...] = Field(default=(), max_length=1000)
     """The only class names that a run may use here, in label order; empty takes those of the run."""
     validation_share: float = Field(default=0.0, ge=0, lt=1)

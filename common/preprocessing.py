@@ -8,24 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from common.intensities import RULE, Intensities, Span, kept_apart, rounded
+
 CENTRE, SPREAD = 0.5, 0.25
 """Constants of `standardise`; means of real patients would be one more thing to protect."""
-_FIXED = {"resize": "bilinear-antialiased", "centre": CENTRE, "spread": SPREAD}
-_DEPTHS = (8, 10, 12, 14, 16, 24, 31)
+_FIXED = {"resize": "bilinear-antialiased", "centre": CENTRE, "spread": SPREAD, "depth": RULE}
+Picture = Image.Image | Intensities
+"""What `Preprocessing` takes: 8 bits as an image, more as intensities."""
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Turn by the EXIF orientation and reduce any mode to 8-bit `L` or `RGB`; no change if it is that.
+def upright(image: Image.Image) -> Picture:
+    """Turn by the EXIF orientation and reduce any 8-bit mode to `L` or `RGB`; no change if it is that.
 
-    Transparency is laid over black. Deeper than 8 bits is scaled from the smallest usual depth that
-    holds the brightest pixel (12-bit scanner data in a 16-bit file stay visible).
+    Transparency is laid over black. Deeper than 8 bits become intensities that are shown from one quantile
+    to the other: 12-bit scanner data in a 16-bit file stay visible.
     """
     if image.getexif().get(0x0112, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode in ("L", "RGB"):
         return image
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bits(np.asarray(image)))
+        return deep(np.asarray(image))
     if image.mode == "1":
         return image.convert("L")
     if image.has_transparency_data:
@@ -34,6 +37,17 @@ def upright(image: Image.Image) -> Image.Image:
         black = Image.new("RGBA", opaque.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, opaque).convert("L" if grey else "RGB")
     return image.convert("RGB")
+
+
+def deep(pixels: NDArray[Any]) -> Intensities:
+    """Intensities of an array (H, W) or (H, W, 3) that nothing says more about."""
+    values = kept_apart(pixels, pixels.dtype)
+    return Intensities(values=values, shown=Span.of(values))
+
+
+def eight_bits(picture: Picture) -> NDArray[np.uint8]:
+    """(H, W) or (H, W, 3): an upright picture at its full size as a screen shows it."""
+    return picture.eight_bits() if isinstance(picture, Intensities) else np.asarray(picture)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +63,11 @@ class Preprocessing:
         if self.image_size < 1 or self.channels not in (1, 3):
             raise ValueError(f"image_size {self.image_size} must be >= 1, channels {self.channels} 1 or 3")
 
-    def fit(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Any Pillow image to uint8 (channels, image_size, image_size)."""
-        image = upright(image)
+    def fit(self, picture: Picture) -> NDArray[np.uint8]:
+        """Any Pillow image or intensities to uint8 (channels, image_size, image_size)."""
+        image = picture if isinstance(picture, Intensities) else upright(picture)
+        if isinstance(image, Intensities):
+            return self._fit_deep(image)
         mode = "L" if self.channels == 1 else "RGB"
         if image.mode != mode:
             image = image.convert(mode)
@@ -60,6 +76,14 @@ class Preprocessing:
             image = image.resize(size, Image.Resampling.BILINEAR)
         pixels = np.asarray(image, dtype=np.uint8)
         return pixels[None] if self.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def _fit_deep(self, picture: Intensities) -> NDArray[np.uint8]:
+        """Resized as float32, rounded last."""
+        shades = picture.grey_shades()[..., None] if self.channels == 1 else picture.shades()
+        shades = shades[..., None] if shades.ndim == 2 else shades
+        size = (self.image_size, self.image_size)
+        planes = [rounded(_resized(shades[..., plane], size)) for plane in range(shades.shape[2])]
+        return np.stack(planes if len(planes) == self.channels else planes * 3)
 
     def fit_array(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """uint8 (rows, H, W) or (rows, H, W, 3) to uint8 (rows, channels, image_size, image_size).
@@ -114,12 +138,8 @@ def _grey(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return eight_bits
 
 
-def _to_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale one deep grey picture to 8 bits; negative and non-finite pixels become black."""
-    values = np.nan_to_num(pixels.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
-    brightest = values.max()
-    if pixels.dtype.kind == "f" and brightest <= 1:
-        full = 1.0
-    else:
-        full = next((2.0**depth - 1 for depth in _DEPTHS if brightest < 2**depth), brightest)
-    return np.rint(values * (255 / full)).astype(np.uint8)
+def _resized(shades: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    if shades.shape == size[::-1]:
+        return shades
+    plane = Image.fromarray(np.ascontiguousarray(shades))
+    return np.asarray(plane.resize(size, Image.Resampling.BILINEAR))

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.images.dataset import read_records
-from client.images.decode import Unusable, decode, read_content
+from client.images.decode import guarded_pillow
 from client.images.decoded import DecodedRecords, decode_records
+from client.images.entries import read_entry
 from client.images.labels import classes_of, with_classes
 from client.images.phantoms import CLASSES, hospital_phantoms
-from client.images.records import ImageArray, ImageFiles, Records, count_reasons
+from client.images.records import ImageArray, ImageFiles, Records, Unusable, count_reasons
 from common.errors import ConfigError
 from common.examples import Examples, concatenate
 from common.hospital_config import DataConfig
@@ -82,6 +83,8 @@ def data_config(scenario: Scenario) -> DataConfig:
         label_column=scenario.label_column,
         patient_column=scenario.patient_column,
         split_column=scenario.split_column,
+        frame_column=scenario.frame_column,
+        volume_column=scenario.volume_column,
     )
 
 
@@ -116,9 +119,9 @@ def _is_coloured(source: ImageArray | ImageFiles, row: int) -> bool | None:
     else:
         limit = DataConfig(path="").max_pixels
         try:
-            pixels = decode(
-                read_content(source.paths[row], max_pixels=limit), glance, max_pixels=limit
-            ).pixels
+            with guarded_pillow(limit):
+                picture = read_entry(source.paths[row], source.view(row), max_pixels=limit)
+            pixels = glance.fit(picture)
         except Unusable:
             return None
     spread = pixels.max(axis=0).astype(np.int64) - pixels.min(axis=0)

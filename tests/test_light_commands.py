@@ -11,7 +11,7 @@ from simulations.benchmarks.startup import PROGRAMS, help_commands
 from tests.server.provisioning.federations import public_key, small_federation
 
 HEAVY = {"torch", "torchvision", "opacus", "dp_accounting", "scipy", "sklearn", "matplotlib", "PIL", "flwr"}
-HEAVY |= {"numpy", "httpx", "starlette", "uvicorn", "ray", "safetensors"}
+HEAVY |= {"numpy", "httpx", "starlette", "uvicorn", "ray", "safetensors", "pydicom", "nibabel", "imagecodecs"}
 HELP = HEAVY | {"rich", "grpc", "cryptography"}
 """What even the help of a command has no use for."""
 

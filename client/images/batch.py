@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.images.cache import DecodeCache, Decoded
-from client.images.decode import DecodedImage, Unusable, guarded_pillow
-from client.images.records import SkipReason
+from client.images.decode import DecodedImage, guarded_pillow
+from client.images.records import SkipReason, Unusable
 from common.preprocessing import Preprocessing
 
 _ROWS_PER_JOB = 32

@@ -14,11 +14,11 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import PIL
 from numpy.typing import NDArray
 
 from client.images.records import SkipReason
@@ -28,6 +28,7 @@ from common.preprocessing import Preprocessing
 
 FOLDER: Final = "decoded-images"
 _SCHEMA: Final = 1
+_DECODERS: Final = ("Pillow", "pydicom", "pylibjpeg-openjpeg", "pyjpegls", "imagecodecs", "nibabel")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -52,7 +53,7 @@ class DecodeCache:
             "schema": _SCHEMA,
             "preprocessing": preprocessing.to_dict(),
             "max_pixels": max_pixels,
-            "decoder": f"Pillow {PIL.__version__}",
+            "decoder": _decoders(),
         }
         self._shape = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
         try:
@@ -151,6 +152,11 @@ class DecodeCache:
             if index is not None and contents.issuperset(index.get("contents", ())):
                 path.unlink(missing_ok=True)
                 path.with_suffix(".npy").unlink(missing_ok=True)
+
+
+def _decoders() -> str:
+    """What turns files into pixels, with versions; read without importing any."""
+    return ", ".join(f"{name} {version(name)}" for name in _DECODERS)
 
 
 def _make_private(folder: Path, inner: Path) -> None:

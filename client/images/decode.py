@@ -1,7 +1,6 @@
 """Safe decoding: a file that is broken, too large or elsewhere becomes a reason, never a crash."""
 
 import hashlib
-import io
 import os
 import stat
 import warnings
@@ -12,27 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from client.images.records import SkipReason
-from common.preprocessing import Preprocessing, upright
-
-SUFFIXES = frozenset(
-    [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"]
-    + [".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"]
-)
-"""Names that announce an image; what a file is, its content says."""
-# Named one by one: some of Pillow's other readers start programs (EPS) or are seldom tested.
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
-_MOST_BYTES_PER_PIXEL = 8  # RGBA of 16 bits
-
-
-class Unusable(Exception):  # noqa: N818 - an answer about one image, caught by the reader
-    """An image that is not used, and the reason."""
-
-    def __init__(self, reason: SkipReason) -> None:
-        super().__init__(reason.value)
-        self.reason = reason
+from client.images.formats import most_bytes, open_picture
+from client.images.records import WHOLE, SkipReason, Unusable, View
+from common.preprocessing import Picture, Preprocessing, eight_bits
 
 
 class DecodedImage(NamedTuple):
@@ -51,11 +34,11 @@ class DataFolder:
         self.root = os.path.realpath(root)
         self._resolved: dict[str, str] = {}  # folders recur; resolving each file's would cost most of a start
 
-    def locate(self, name: str) -> str:
-        """Resolved path of the file `name` (from the root, or absolute inside it).
+    def locate(self, name: str, *, folders: bool = False) -> str:
+        """Resolved path of the file `name` (from the root, or absolute inside it), or also of a folder.
 
         Raises Unusable: ESCAPING where a link, `..` or an absolute path leads out, MISSING, EMPTY,
-        UNREADABLE for what is no regular file.
+        UNREADABLE for what is neither a regular file nor, if `folders`, a folder.
         """
         if "\0" in name:
             raise Unusable(SkipReason.MISSING)
@@ -72,6 +55,8 @@ class DataFolder:
         except OSError as error:
             gone = isinstance(error, FileNotFoundError | NotADirectoryError)
             raise Unusable(SkipReason.MISSING if gone else SkipReason.UNREADABLE) from None
+        if folders and stat.S_ISDIR(status.st_mode):
+            return path
         if not stat.S_ISREG(status.st_mode):
             raise Unusable(SkipReason.UNREADABLE)
         if status.st_size == 0:
@@ -87,7 +72,7 @@ def read_content(path: str, *, max_pixels: int) -> bytes:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise Unusable(SkipReason.UNREADABLE)
-            if status.st_size > max_pixels * _MOST_BYTES_PER_PIXEL + 2**20:
+            if status.st_size > most_bytes(max_pixels):
                 raise Unusable(SkipReason.OVERSIZED)
             content = file.read()
     except OSError as error:
@@ -128,25 +113,13 @@ def guarded_pillow(max_pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def decode(content: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> DecodedImage:
+def decode(
+    content: bytes, preprocessing: Preprocessing, *, max_pixels: int, view: View = WHOLE
+) -> DecodedImage:
     """Decode one file's bytes inside `guarded_pillow`. Raises Unusable, and nothing else."""
-    try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            if image.width * image.height > max_pixels:  # the header's size: nothing is decoded yet
-                raise Unusable(SkipReason.OVERSIZED)
-            # A JPEG's second picture (MPO) is a preview; other formats' further frames are pictures.
-            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-                raise Unusable(SkipReason.SEVERAL_FRAMES)
-            image.load()
-            plain = upright(image)
-            return DecodedImage(preprocessing.fit(plain), pixels_digest(np.asarray(plain)))
-    except Unusable:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise Unusable(SkipReason.OVERSIZED) from None
-    except UnidentifiedImageError:
-        raise Unusable(SkipReason.UNREADABLE) from None
-    # Damaged files make Pillow's parsers raise almost anything (struct.error, KeyError, zlib.error ...).
-    except Exception as error:
-        cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
-        raise Unusable(SkipReason.TRUNCATED if cut else SkipReason.UNREADABLE) from None
+    return fitted(open_picture(content, view, max_pixels=max_pixels), preprocessing)
+
+
+def fitted(picture: Picture, preprocessing: Preprocessing) -> DecodedImage:
+    """An upright picture as the model sees it."""
+    return DecodedImage(preprocessing.fit(picture), pixels_digest(eight_bits(picture)))

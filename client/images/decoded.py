@@ -9,7 +9,8 @@ import numpy as np
 
 from client.images.batch import decode_all, on_all_cores
 from client.images.cache import DecodeCache, Decoded
-from client.images.decode import DecodedImage, content_digest, decode, pixels_digest, read_content
+from client.images.decode import DecodedImage, fitted, pixels_digest
+from client.images.entries import ContentChanged, entry_digest, read_entry
 from client.images.records import (
     ImageArray,
     ImageFiles,
@@ -128,7 +129,7 @@ def _fingerprint(records: Records, seen: SeenFiles) -> tuple[Records, list[str]]
         return records, [pixels_digest(pixels) for pixels in source.pixels]
 
     def digest_of(row: int) -> str:
-        return seen.digest(source.paths[row])
+        return entry_digest(source.paths[row], seen.digest) + source.view(row).mark
 
     outcomes = list(on_all_cores(digest_of, range(len(source))))
     unread = [
@@ -161,14 +162,17 @@ def _decode(
     def decode_row(row: int) -> DecodedImage:
         if isinstance(source, ImageArray):
             return DecodedImage(preprocessing.fit_array(source.pixels[row : row + 1])[0], contents[row])
-        content = read_content(source.paths[row], max_pixels=max_pixels)
-        if content_digest(content) != contents[row]:
+        view = source.view(row)
+        expected = contents[row].removesuffix(view.mark)
+        try:
+            picture = read_entry(source.paths[row], view, max_pixels=max_pixels, expected=expected)
+        except ContentChanged:
             raise DataError(
                 f"{source.name(row)} changed while it was read",
                 why="pixels and hash would belong to different pictures",
                 fix="wait until the images are copied completely, then start again",
-            )
-        return decode(content, preprocessing, max_pixels=max_pixels)
+            ) from None
+        return fitted(picture, preprocessing)
 
     cache = None
     if cache_folder is not None:

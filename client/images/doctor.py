@@ -1,12 +1,14 @@
 """What `flower-client check` says about a hospital's images: counts and problems as plain data."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.images.cache import FOLDER
-from client.images.dataset import HospitalImages, read_hospital_images
-from client.images.records import SkippedImage, count_reasons
+from client.images.dataset import HospitalImages, read_hospital_images, read_records
+from client.images.entries import format_name
+from client.images.records import ImageArray, SkippedImage, count_reasons
 from client.images.splits import SPLITS
 from common.errors import DataError
 from common.hospital_config import DataConfig
@@ -26,6 +28,8 @@ class Checkup:
     problem: DataError | None
     """Why the images cannot be used at all; then the counts are empty."""
     layout: str = ""
+    formats: Mapping[str, int] = field(default_factory=dict)
+    """Entries by what their content is, those that cannot be used too."""
     unit: str = ""
     images: Mapping[str, Mapping[str, int]]
     """Images by split and class."""
@@ -52,6 +56,7 @@ class Checkup:
             ]
         return [
             ("layout", self.layout, ""),
+            ("formats", ", ".join(f"{name} {count}" for name, count in self.formats.items()), ""),
             *self._count_rows(),
             *self._skip_rows(),
             self._split_row(),
@@ -128,10 +133,20 @@ def check_images(
         )
     except DataError as problem:
         return Checkup(path=data.path, problem=problem, images={}, units={})
-    return _describe(images, data, cache_folder)
+    return _describe(images, data, cache_folder, formats=_formats(lenient, classes))
 
 
-def _describe(images: HospitalImages, data: DataConfig, cache_folder: Path | None) -> Checkup:
+def _formats(data: DataConfig, classes: Sequence[str] | None) -> dict[str, int]:
+    """How many entries are of which format, the most frequent first."""
+    source = read_records(data, classes=classes).source
+    if isinstance(source, ImageArray):
+        return {"array": len(source)}
+    return dict(Counter(format_name(path) for path in source.paths).most_common())
+
+
+def _describe(
+    images: HospitalImages, data: DataConfig, cache_folder: Path | None, *, formats: Mapping[str, int]
+) -> Checkup:
     parts = {split: getattr(images, split) for split in SPLITS}
     counted = sum(entry.reason.counts for entry in images.skipped)
     usable = sum(part.num_rows for part in parts.values())
@@ -139,6 +154,7 @@ def _describe(images: HospitalImages, data: DataConfig, cache_folder: Path | Non
         path=data.path,
         problem=None,
         layout=images.layout,
+        formats=formats,
         unit=images.unit,
         images=images.counts,
         units={split: part.num_units for split, part in parts.items()},

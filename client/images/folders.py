@@ -6,13 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.images.decode import SUFFIXES, DataFolder, Unusable
-from client.images.records import ImageFiles, Records, SkippedImage, SkipReason
+from client.images.content import HEAD_BYTES, Format, format_of
+from client.images.decode import DataFolder
+from client.images.entries import companion
+from client.images.records import ImageFiles, Records, SkippedImage, SkipReason, Unusable
 from client.images.splits import split_named
 from client.images.tables import SUFFIXES as TABLE_SUFFIXES
 from client.images.tables import Table, read_table
 from common.errors import DataError
 from common.hospital_config import DataConfig
+
+SUFFIXES = frozenset(
+    [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"]
+    + [".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".dcm", ".dicom", ".nii", ".hdr"]
+)
+"""Names that announce an image; of a file with another name its first bytes tell."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ def read_folders(root: Path, data: DataConfig) -> Records:
             try:
                 if os.path.islink(name) and os.path.isdir(name):
                     raise Unusable(SkipReason.ESCAPING)  # a linked folder may lead anywhere, and in circles
-                if os.path.splitext(name)[1].lower() not in (*SUFFIXES, ""):
+                if not _may_be_image(name):
                     raise Unusable(SkipReason.OTHER_FILE)
                 paths.append(inside.locate(relative))
             except Unusable as unusable:
@@ -146,8 +154,31 @@ def _subfolders(folder: Path) -> list[Path]:
 def _holds_images(folder: Path) -> bool:
     """Whether a folder is a class: it has images, or it is a link, which must be named when it is skipped."""
     return folder.is_symlink() or any(
-        os.path.splitext(name)[1].lower() in SUFFIXES for name in _files_below(folder)
+        os.path.splitext(name)[1].lower() in SUFFIXES or _begins_as_image(name)
+        for name in _files_below(folder)
     )
+
+
+def _may_be_image(name: str) -> bool:
+    """Whether a file is to be decoded. A name without an ending announces anything but DICOM's directory."""
+    suffix = os.path.splitext(name)[1].lower()
+    if name.lower().endswith((".img", ".img.gz")) and companion(name) is not None:
+        return False  # the voxels of the header beside it
+    if suffix in (*SUFFIXES, ""):
+        return os.path.basename(name).upper() != "DICOMDIR"
+    return _begins_as_image(name)
+
+
+def _begins_as_image(name: str) -> bool:
+    """Whether a file of any name begins as one of the formats; DICOM names often end in a number."""
+    if os.path.islink(name) or not os.path.isfile(name):
+        return False
+    try:
+        with open(name, "rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return False
+    return format_of(head) is not Format.UNKNOWN
 
 
 def _files_below(folder: Path) -> Iterator[str]:

@@ -15,6 +15,7 @@ _LAYOUTS = "a MedMNIST .npz, a folder split/class/* or class/*, or a CSV manifes
 # Folders of these names hold the images of a manifest rather than one class.
 _CONTAINERS = frozenset(
     ["image", "images", "img", "imgs", "picture", "pictures", "data", "files", "png", "jpg", "jpeg"]
+    + ["dicom", "dicoms", "dcm", "nifti", "nii", "series", "studies", "scans"]
 )
 
 

@@ -1,10 +1,12 @@
 """Layout 3: a CSV manifest with one image per row."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
-from client.images.decode import DataFolder, Unusable
-from client.images.records import ImageFiles, Records, SkippedImage, SkipReason
+from client.images.decode import DataFolder
+from client.images.records import ImageFiles, Records, SkippedImage, SkipReason, Unusable, View
 from client.images.splits import split_named
 from client.images.tables import Table
 from common.errors import DataError
@@ -20,19 +22,24 @@ def read_manifest(table: Table, data: DataConfig) -> Records:
     label_column = table.need("label", data.label_column)
     patient_column = table.column("patient", data.patient_column)
     split_column = _split_column(table, data)
+    frame_column = _number_column(table, "frame", data.frame_column)
+    volume_column = _number_column(table, "volume", data.volume_column)
     root = image_folder(table, data)
     inside = DataFolder(root)
 
     kept: list[dict[str, str]] = []
-    paths: dict[str, None] = {}
+    entries: dict[tuple[str, View], None] = {}
     skipped: list[SkippedImage] = []
     for row, line in zip(table.rows, table.lines, strict=True):
         name = row[path_column]
         try:
             if not name:
                 raise Unusable(SkipReason.BLANK_PATH)
-            path = _locate(inside, name)
-            if path in paths:
+            entry = (
+                _locate(inside, name),
+                View(frame=_number(row, frame_column), volume=_number(row, volume_column)),
+            )
+            if entry in entries:
                 raise Unusable(SkipReason.LISTED_TWICE)
             if not row[label_column]:
                 raise Unusable(SkipReason.BLANK_LABEL)
@@ -43,10 +50,10 @@ def read_manifest(table: Table, data: DataConfig) -> Records:
         except Unusable as unusable:
             skipped.append(SkippedImage(name or f"{table.path.name} line {line}", unusable.reason))
             continue
-        paths[path] = None
+        entries[entry] = None
         kept.append(row)
     return Records(
-        source=ImageFiles(root, tuple(paths)),
+        source=ImageFiles(root, tuple(path for path, _ in entries), tuple(view for _, view in entries)),
         labels=tuple(row[label_column] for row in kept),
         unit="patient" if patient_column else "image",
         unit_ids=tuple(row[patient_column] for row in kept) if patient_column else None,
@@ -56,7 +63,9 @@ def read_manifest(table: Table, data: DataConfig) -> Records:
             for column in table.others([path_column, patient_column])
         },
         skipped=tuple(skipped),
-        layout=_describe(path_column, label_column, patient_column, split_column),
+        layout=_describe(
+            path_column, label_column, patient_column, split_column, frame_column, volume_column
+        ),
     )
 
 
@@ -77,12 +86,12 @@ def image_folder(table: Table, data: DataConfig) -> Path:
 
 def _locate(inside: DataFolder, name: str) -> str:
     try:
-        return inside.locate(name)
+        return inside.locate(name, folders=True)
     except Unusable as unusable:
         # Tables made on Windows separate folders by backslashes.
         if unusable.reason is not SkipReason.MISSING or "\\" not in name:
             raise
-        return inside.locate(name.replace("\\", os.sep))
+        return inside.locate(name.replace("\\", os.sep), folders=True)
 
 
 def _split_column(table: Table, data: DataConfig) -> str | None:
@@ -93,7 +102,34 @@ def _split_column(table: Table, data: DataConfig) -> str | None:
     return None
 
 
-def _describe(path: str, label: str, patient: str | None, split: str | None) -> str:
-    return (
-        f"CSV manifest (path: {path}, label: {label}, patient: {patient or 'none'}, split: {split or 'none'})"
-    )
+def _number_column(table: Table, role: Literal["frame", "volume"], configured: str) -> str | None:
+    """The column of frames or volumes; one found by its name counts only if it holds nothing else."""
+    column = table.column(role, configured)
+    if column is None or configured or all(_parsed(row[column]) != 0 for row in table.rows):
+        return column
+    return None
+
+
+def _number(row: Mapping[str, str], column: str | None) -> int | None:
+    """The number in a row's column, from 1; None where it is blank or `middle`. Raises Unusable."""
+    number = None if column is None else _parsed(row[column])
+    if number == 0:
+        raise Unusable(SkipReason.NO_SUCH_FRAME)
+    return number
+
+
+def _parsed(text: str) -> int | None:
+    """A whole number from 1, None for the default, 0 for what is neither; spreadsheets write 3 as 3.0."""
+    if text.casefold() in ("", "middle"):
+        return None
+    digits = text.removesuffix(".0")
+    return int(digits) if digits.isdecimal() and digits.isascii() and len(digits) < 10 else 0
+
+
+def _describe(
+    path: str, label: str, patient: str | None, split: str | None, frame: str | None, volume: str | None
+) -> str:
+    pictures = {"frame": frame, "volume": volume}
+    more = "".join(f", {role}: {column}" for role, column in pictures.items() if column)
+    who = f"patient: {patient or 'none'}, split: {split or 'none'}"
+    return f"CSV manifest (path: {path}, label: {label}, {who}{more})"

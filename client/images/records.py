@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,13 @@ class SkipReason(StrEnum):
     OVERSIZED = "oversized"
     ESCAPING = "escaping"
     SEVERAL_FRAMES = "several-frames"
+    NO_SUCH_FRAME = "no-such-frame"
+    NO_PIXELS = "no-pixel-data"
+    UNSUPPORTED = "unsupported-coding"
+    INCONSISTENT = "inconsistent"
+    SEVERAL_SERIES = "several-series"
+    MISSING_SLICES = "missing-slices"
+    REPEATED_SLICES = "repeated-slices"
     BLANK_PATH = "blank-path"
     BLANK_LABEL = "blank-label"
     UNKNOWN_LABEL = "unknown-label"
@@ -36,7 +43,7 @@ class SkipReason(StrEnum):
     @property
     def counts(self) -> bool:
         """Whether it counts against `data.max-skipped-share`: a file that never was an image does not."""
-        return self is not SkipReason.OTHER_FILE
+        return self not in (SkipReason.OTHER_FILE, SkipReason.NO_PIXELS)
 
     @property
     def remedy(self) -> str:
@@ -47,11 +54,18 @@ class SkipReason(StrEnum):
 _REMEDIES = {
     SkipReason.MISSING: "no such file: check the path column and data.path-root",
     SkipReason.EMPTY: "file of zero bytes: export it again",
-    SkipReason.UNREADABLE: "not an image this version reads: export it as PNG or JPEG",
+    SkipReason.UNREADABLE: "not an image this version reads: export it as DICOM, NIfTI, PNG or JPEG",
     SkipReason.TRUNCATED: "the file ends too early: copy it again",
     SkipReason.OVERSIZED: "larger than data.max-pixels: raise it if the picture is genuine",
     SkipReason.ESCAPING: "leads out of the data folder by a link, '..' or absolute path: copy the file in",
-    SkipReason.SEVERAL_FRAMES: "several pictures in one file: export one per file",
+    SkipReason.SEVERAL_FRAMES: "several pictures in one file: name one in a frame column, or export each",
+    SkipReason.NO_SUCH_FRAME: "the file has no such frame, slice or volume: they count from 1",
+    SkipReason.NO_PIXELS: "a DICOM file without a picture (report, plan, directory): nothing to do",
+    SkipReason.UNSUPPORTED: "coded in a way that this version does not read: export it uncompressed",
+    SkipReason.INCONSISTENT: "header and pixels contradict each other: export it again",
+    SkipReason.SEVERAL_SERIES: "slices of several series in one folder: one folder for each series",
+    SkipReason.MISSING_SLICES: "the series has a gap: export it again, or list its files one by one",
+    SkipReason.REPEATED_SLICES: "two slices lie at one place: export the series again, or list its files",
     SkipReason.BLANK_PATH: "the row names no file: fill it in or remove the row",
     SkipReason.BLANK_LABEL: "the row has no label: fill it in or remove the row",
     SkipReason.UNKNOWN_LABEL: "the label is none of the federation's classes: rename it or remove the image",
@@ -60,6 +74,56 @@ _REMEDIES = {
     SkipReason.LISTED_TWICE: "the file stands in the table already: keep one row for each image",
     SkipReason.OTHER_FILE: "not an image: nothing to do",
 }
+
+
+class Unusable(Exception):  # noqa: N818 - an answer about one image, caught by the reader
+    """An image that is not used, and the reason."""
+
+    def __init__(self, reason: SkipReason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class View:
+    """Which picture of a file or series; files that hold one picture only are that picture."""
+
+    frame: int | None = None
+    """Frame or slice, from 1; None is the middle one, of an even number the first of the two."""
+    volume: int | None = None
+    """Of a 4-D NIfTI, from 1; None is the first."""
+
+    def frame_of(self, count: int) -> int:
+        """Place among `count` frames, from 0. Raises Unusable."""
+        if self.frame is None or count == 1:
+            return (count - 1) // 2
+        return _place(self.frame, count)
+
+    def volume_of(self, count: int) -> int:
+        """Place among `count` volumes, from 0. Raises Unusable."""
+        return 0 if self.volume is None or count == 1 else _place(self.volume, count)
+
+    @property
+    def mark(self) -> str:
+        """What tells this view's picture from others of the same content; empty for the default."""
+        named = (self.frame is not None, self.volume is not None)
+        return f"#{self.frame or ''}/{self.volume or ''}" if any(named) else ""
+
+    @property
+    def words(self) -> str:
+        """For a person, behind a file's name; empty for the default."""
+        named = {"frame": self.frame, "volume": self.volume}
+        stated = ", ".join(f"{name} {number}" for name, number in named.items() if number is not None)
+        return f" ({stated})" if stated else ""
+
+
+def _place(number: int, count: int) -> int:
+    if not 1 <= number <= count:
+        raise Unusable(SkipReason.NO_SUCH_FRAME)
+    return number - 1
+
+
+WHOLE: Final = View()
 
 
 @dataclass(frozen=True)
@@ -76,18 +140,25 @@ class ImageFiles:
 
     root: Path
     paths: tuple[str, ...]
-    """(rows,) resolved absolute paths, checked to lie inside `root`."""
+    """(rows,) resolved absolute paths, checked to lie inside `root`: files, or folders of a DICOM series."""
+    views: tuple[View, ...] = ()
+    """(rows,) which picture of each; empty takes the default of all."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    def view(self, row: int) -> View:
+        """Which picture of the file."""
+        return self.views[row] if self.views else WHOLE
+
     def name(self, row: int) -> str:
-        """The file as a person of the hospital knows it, from `root`."""
-        return self.paths[row].removeprefix(f"{self.root}/")
+        """The file as a person of the hospital knows it, from `root`, and which picture of it."""
+        return self.paths[row].removeprefix(f"{self.root}/") + self.view(row).words
 
     def take(self, rows: Sequence[int]) -> Self:
         """These rows in this order."""
-        return replace(self, paths=tuple(self.paths[row] for row in rows))
+        views = tuple(self.views[row] for row in rows) if self.views else ()
+        return replace(self, paths=tuple(self.paths[row] for row in rows), views=views)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from common.errors import DataError
 
-Role = Literal["path", "label", "patient", "split"]
+Role = Literal["path", "label", "patient", "split", "frame", "volume"]
 USUAL_NAMES: Final[dict[Role, tuple[str, ...]]] = {
     "path": (
         "path",
@@ -25,6 +25,8 @@ USUAL_NAMES: Final[dict[Role, tuple[str, ...]]] = {
     "label": ("label", "class", "target", "finding", "diagnosis", "category", "labels", "findinglabels"),
     "patient": ("patient", "patientid", "subject", "subjectid", "pid", "patientkey"),
     "split": ("split", "set", "fold", "subset", "partition"),
+    "frame": ("frame", "slice", "framenumber", "slicenumber", "frameno", "sliceno"),
+    "volume": ("volume", "volumenumber"),
 }
 """Column names in order of preference, without regard to case, spaces and punctuation."""
 SUFFIXES: Final = (".csv", ".tsv")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import client.images.decode
-import client.images.decoded
+import client.images.entries
+import client.images.formats
 from client.images.cache import FOLDER
 from common.errors import DataError
 from common.preprocessing import Preprocessing
@@ -34,9 +35,9 @@ def decoded(monkeypatch):
 
     def counting(content, *args, **kwargs):
         calls.append(content)
-        return client.images.decode.decode(content, *args, **kwargs)
+        return client.images.formats.open_picture(content, *args, **kwargs)
 
-    monkeypatch.setattr(client.images.decoded, "decode", counting)
+    monkeypatch.setattr(client.images.entries, "open_picture", counting)
     return calls
 
 
@@ -215,7 +216,7 @@ def test_a_crash_while_decoding_leaves_no_entry(tmp_path, hospital, read, monkey
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(client.images.decoded, "decode", crash)
+        patch.setattr(client.images.entries, "open_picture", crash)
         with pytest.raises(MemoryError):
             read(hospital, cache=cache)
     assert entry_files(cache) == []
@@ -229,7 +230,7 @@ def test_a_file_that_changes_while_it_is_read_stops_the_run(tmp_path, hospital, 
         draw(hospital / "ill" / "planted-name-1.png", 80)
         return honest(path, **limits)
 
-    monkeypatch.setattr(client.images.decoded, "read_content", changing)
+    monkeypatch.setattr(client.images.entries, "read_content", changing)
     with pytest.raises(DataError, match="changed while"):
         read(hospital, cache=tmp_path / "cache")
     assert entry_files(tmp_path / "cache") == []

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.images.decode import Unusable, decode, guarded_pillow, pixels_digest
-from client.images.records import SkipReason
+from client.images.decode import decode, guarded_pillow, pixels_digest
+from client.images.records import SkipReason, Unusable
 from common.errors import DataError
 from common.preprocessing import Preprocessing
 
