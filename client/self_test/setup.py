@@ -130,7 +130,12 @@ class Probe:
         )
         unit_of_row = torch.tensor(units)[torch.from_numpy(segments)].to(setup.device)
         shape = tuple(examples.inputs["image"].shape[1:])
-        most = rows_per_chunk(self.model, shape, physical_batch_size=setup.plan.training.physical_batch_size)
+        most = rows_per_chunk(
+            self.model,
+            shape,
+            physical_batch_size=setup.plan.training.physical_batch_size,
+            expected_units=setup.privacy.expected_batch_size,
+        )
         # At least two units go together, or nothing could be seen of one in another.
         most = max(most, 2 * FEW_ROWS)
         alone = PRODUCTION.place_matters(self.model, input_shape=shape, rows=most, fixed_kernels=False)

@@ -7,6 +7,7 @@ the number of rows, so that otherwise one patient more would change the last bit
 together, and a server that picks the weights can make last bits large (docs/decisions/0011).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -141,15 +142,19 @@ def rows_per_chunk(
     *,
     physical_batch_size: int,
     max_rows_per_unit: int = 1,
+    expected_units: float = CHUNK_ROWS,
     lanes: int = 1,
 ) -> int:
     """Rows of every chunk, a power of two, for as many chunks at once as there are `lanes`.
 
     At most a lane's share of CHUNK_ROWS, of `physical_batch_size`, of what CHUNK_BYTES hold; more only where
-    one unit has more. Depends on public numbers alone.
+    one unit has more. Fewer where few are expected in a step: what fills a chunk up costs as much as they do.
+    Depends on public numbers alone.
     """
+    expected = math.ceil(1.25 * min(expected_units, CHUNK_ROWS) * min(max_rows_per_unit, 2)) + 3
     held = CHUNK_BYTES // bytes_per_row(model, input_shape)
-    most = max(1, min(CHUNK_ROWS, physical_batch_size, held) // lanes)
+    usual = 2 ** (expected - 1).bit_length()
+    most = max(1, min(CHUNK_ROWS, physical_batch_size, held, usual) // lanes)
     return int(max(2 ** (most.bit_length() - 1), 2 ** (max_rows_per_unit - 1).bit_length()))
 
 

@@ -138,7 +138,14 @@ def private_steps(
     """Prepare `model` for the steps of a round; it is plain again afterwards, errors or not."""
     device = next(model.parameters()).device
     lanes, fixed = lanes_for(device), not randomness.private
-    rows = partial(rows_per_chunk, model, input_shape, max_rows_per_unit=plan.max_rows_per_unit, lanes=lanes)
+    rows = partial(
+        rows_per_chunk,
+        model,
+        input_shape,
+        max_rows_per_unit=plan.max_rows_per_unit,
+        expected_units=plan.expected_batch_size,
+        lanes=lanes,
+    )
     chunk_rows = rows(physical_batch_size=training.physical_batch_size)
     # Tried in a lane, with the kernels that a lane takes.
     tried = partial(place_matters, model, input_shape=input_shape, rows=chunk_rows, fixed_kernels=fixed)
