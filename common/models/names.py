@@ -28,6 +28,9 @@ MODELS: Mapping[str, KnownModel] = MappingProxyType(
             summary="blocks 32/64/128, 512 hidden units: grows with the image",
             minimum_image_size=8,
         ),
+        "scattering": KnownModel(
+            summary="fixed wavelet features, linear: the most accurate under strong privacy", minimum_image_size=16
+        ),
         "resnet18": KnownModel(summary="ResNet-18 with GroupNorm, 11 million weights", minimum_image_size=8),
     }
 )
