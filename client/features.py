@@ -1,12 +1,12 @@
 """What a model's fixed stage says of a hospital's images, computed once and kept as long as they are.
 
-A model whose first layers never change (`common.models.fixed_stage`) is trained on their output: one linear layer
-for hundreds of rounds takes seconds instead of hours. They are no less private than the images: they stay in
-memory, and go with the process.
+A model whose first layers never change (`common.models.fixed_stage`) is trained on their output: hundreds of
+rounds of one linear layer take seconds instead of hours. Features are no less private than the images: they
+stay in memory and go with the process.
 
-Guarantee: the features of an image have the same bits whatever other images the hospital has, so that a patient
-more or less changes nothing of the others. Chunks have one public shape, are filled up with zeros, and random
-images tell whether the place in a chunk matters; where it does, each image is computed alone.
+Guarantee: the features of an image have the same bits whatever other images the hospital has, so that a
+patient more or less changes nothing of the others. Chunks have one public shape and are filled up with zeros;
+random images tell whether the place in a chunk matters, and where it does, each image is computed alone.
 """
 
 from collections.abc import Callable
@@ -64,9 +64,10 @@ def on_features(
     device: torch.device,
     stop: Callable[[], bool] = never,
 ) -> Trainable:
-    """The layers of `model` that train, and the features of the examples; all as it came without a fixed stage.
+    """The layers of `model` that train, and the features of the examples.
 
-    The layers are those of `model`: what trains them trains it. Raises TrainingStopped between two chunks.
+    Everything as it came where the model has no fixed stage. Training the layers trains `model`.
+    Raises TrainingStopped between two chunks.
     """
     stage = fixed_stage(model)
     if stage is None or 4 * stage.width * examples.num_rows > MOST_BYTES:
@@ -74,7 +75,8 @@ def on_features(
     which = spec.model_dump_json()
     kept = _KEPT.get(examples)
     if kept is None or kept[0] != which:
-        features = features_of(stage.to(device), examples, preprocessing=preprocessing, device=device, stop=stop)
+        stage.to(device)
+        features = features_of(stage, examples, preprocessing=preprocessing, device=device, stop=stop)
         kept = (which, replace(examples, inputs={"image": features}))
         _KEPT[examples] = kept
     return Trainable(

@@ -6,6 +6,8 @@ Chosen by the validation split of PneumoniaMNIST (5 hospitals, `cnn-small`, epsi
 
 import math
 
+from common.models.names import MODELS
+
 DEFAULT_MODEL = "cnn-small"
 SCATTERING = "scattering"
 _SAMPLING_RATE = 0.5
@@ -16,7 +18,7 @@ _EPOCHS = 25
 def recommended(*, private: bool, model: str, units_per_hospital: int, epsilon: float) -> list[str]:
     """Overrides `section.key=value` for a run; flags and `--set` come after them."""
     if model == SCATTERING:
-        return _scattering_with_privacy(epsilon) if private else _scattering_without_privacy()
+        return [*_scattering(epsilon if private else math.inf), *MODELS[model].settings]
     if private:
         return _with_privacy(epsilon)
     return _without_privacy(model, units_per_hospital)
@@ -43,24 +45,10 @@ def _with_privacy(epsilon: float) -> list[str]:
     ]
 
 
-def _scattering_with_privacy(epsilon: float) -> list[str]:
-    """All patients in each round, one noised sum: the convex head wants many small steps in one direction."""
+def _scattering(epsilon: float) -> list[str]:
+    """A larger budget pays for more rounds. Batches, without privacy, are as with it: everybody."""
     rounds = 100 if epsilon < 2 else 200 if epsilon < 5 else 300
-    return [f"federation.rounds={rounds}", "privacy.sampling-rate=1.0", "privacy.l2-clip-norm=0.2", *_FULL_BATCH]
-
-
-def _scattering_without_privacy() -> list[str]:
-    """As with privacy; there is no noise to be dampened."""
-    return ["federation.rounds=300", "training.batch-size=1000000", *_FULL_BATCH]
-
-
-_FULL_BATCH = (
-    "privacy.local-steps=1",
-    "training.optimizer=sgd",
-    "training.learning-rate=4.0",
-    "server.optimizer=momentum",
-    "server.momentum=0.9",
-)
+    return [f"federation.rounds={rounds}", "training.batch-size=1000000"]
 
 
 def _without_privacy(model: str, units_per_hospital: int) -> list[str]:

@@ -19,7 +19,7 @@ def fixed_stage(model: nn.Module) -> FixedStage | None:
 
 
 def trained_stage(model: nn.Module) -> nn.Module:
-    """What follows the fixed stage, with the same layers and names of parameters; `model` where there is none.
+    """What follows the fixed stage, the same layers by the same names; `model` itself where there is none.
 
     trained_stage(model)(fixed_stage(model)(images)) is model(images).
     """

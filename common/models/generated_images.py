@@ -1,9 +1,9 @@
 """Generated pictures of noise, the same on every machine: what scattering features are standardised with.
 
-Their spectrum falls as that of photographs and films does, amplitude 1 / frequency, and nothing else of them is
-like a patient. They take the place of training images wherever a method wants statistics of some, so that
+Their spectrum falls as that of photographs and films does, amplitude 1 / frequency, and nothing else of them
+is like a patient. They take the place of training images wherever a method wants statistics of some, so that
 nothing has to be protected. Source of the spectrum: Field 1987, Relations between the statistics of natural
-images and the response properties of cortical cells, section 4.
+images and the response properties of cortical cells.
 """
 
 import numpy as np

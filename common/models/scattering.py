@@ -4,9 +4,9 @@ features  pixels of at most 32 x 32 -> scattering transform -> logarithm -> whit
           generated noise images -> each record scaled to norm 1 -> a constant appended, in place of a bias
 output    linear, from zero
 
-Under differential privacy it has three advantages over a network: few weights, so that little noise is added up;
-gradients whose norms are alike, so that clipping hardly bends them; a convex loss. Whitening matters: without
-it the noise drowns all but the few strongest features. The classical form of the idea: Tramer and Boneh,
+Under differential privacy it has three advantages over a network: few weights, so that little noise is added
+up; gradients whose norms are alike, so that clipping hardly bends them; a convex loss. Whitening matters:
+without it the noise drowns all but the few strongest features. Source of the idea: Tramer and Boneh,
 Differentially Private Learning Needs Better Features (or Much More Data), arXiv 2011.11660.
 """
 
@@ -16,6 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.config import ModelSpec
@@ -42,7 +43,7 @@ _AT_ONCE = 16
 
 
 def scattering(spec: ModelSpec) -> nn.Module:
-    """Fixed features and a linear layer without bias, all zero at first; `spec.activation` has no place in it."""
+    """Fixed features and a linear layer without bias, zero at first; `spec.activation` has no place in it."""
     features = ScatteringFeatures(channels=spec.channels, image_size=spec.image_size)
     output = nn.Linear(features.width, spec.num_outputs, bias=False)
     nn.init.zeros_(output.weight)
@@ -54,6 +55,10 @@ class ScatteringFeatures(FixedStage):
 
     Every record has the norm sqrt(1 + CONSTANT**2). Colours are looked at one by one.
     """
+
+    mean: Tensor
+    scale: Tensor
+    whitening: Tensor
 
     def __init__(self, *, channels: int, image_size: int) -> None:
         super().__init__()
@@ -109,8 +114,8 @@ def statistics_of_noise(side: int) -> Statistics:
     """The statistics for images of `side` px, float32: the same on every machine to about that precision.
 
     With Z the standardised logarithms of n generated images (rows), K = Z Z' and r = _RIDGE**2 trace(K) / n,
-    the whitening is Z' (K + r I)^-1: principal components, each over its singular value (damped), turned into the
-    coordinates of the generated images. Eigenvectors as coordinates would be other ones on other machines
+    the whitening is Z' (K + r I)^-1: principal components, each over its singular value (damped), turned into
+    the coordinates of the generated images. Eigenvectors as coordinates would be other ones on other machines
     wherever two eigenvalues are close; this form is a smooth function of Z.
     """
     with torch.device("cpu"), torch.no_grad():
@@ -124,25 +129,27 @@ def statistics_of_noise(side: int) -> Statistics:
     products = standard @ standard.T
     products[np.diag_indices_from(products)] += _RIDGE**2 * np.trace(products) / len(products)
     whitening = np.linalg.solve(products, standard).T
-    mean32, scale32, whitening32 = (
-        torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)) for values in (mean, 1 / stddev, whitening)
-    )
-    return Statistics(mean=mean32, scale=scale32, whitening=whitening32)
+    return Statistics(mean=_float32(mean), scale=_float32(1 / stddev), whitening=_float32(whitening))
 
 
 def logarithms_of(transform: Scattering, pictures: Tensor) -> Tensor:
     """Logarithms of all coefficients of pictures (rows, side, side), (rows, numbers)."""
-    coefficients = [transform(pictures[start : start + _AT_ONCE]) for start in range(0, len(pictures), _AT_ONCE)]
-    return torch.cat(coefficients).flatten(1).clamp_min_(_FAINTEST).log_()
+    coefficients = torch.cat([transform(few) for few in torch.split(pictures, _AT_ONCE)])
+    return coefficients.flatten(1).clamp_min_(_FAINTEST).log_()
+
+
+def _float32(values: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
 
 def _turned(coefficients: Tensor, turns: int) -> Tensor:
-    """What a picture turned by `turns` quarters would have: other places, and angles half a circle of them on.
+    """What a picture turned by `turns` quarters would have: other places, and other angles.
 
     Up to the position of the grid, which is not quite in the middle; in noise all places are alike.
     """
-    orders = coefficients.split([1, SCALES * ANGLES, coefficients.shape[1] - 1 - SCALES * ANGLES], dim=1)
-    step = turns * ANGLES // 2
-    first = orders[1].unflatten(1, (-1, ANGLES)).roll(step, 2).flatten(1, 2)
-    second = orders[2].unflatten(1, (-1, ANGLES, ANGLES)).roll((step, step), (2, 3)).flatten(1, 3)
-    return torch.cat([orders[0], first, second], dim=1).rot90(turns, (2, 3))
+    low, high = 1, 1 + SCALES * ANGLES
+    step, rows, places = turns * ANGLES // 2, len(coefficients), coefficients.shape[2:]
+    first = coefficients[:, low:high].reshape(rows, -1, ANGLES, *places).roll(step, 2).flatten(1, 2)
+    second = coefficients[:, high:].reshape(rows, -1, ANGLES, ANGLES, *places)
+    second = second.roll((step, step), (2, 3)).flatten(1, 3)
+    return torch.cat([coefficients[:, :low], first, second], dim=1).rot90(turns, (2, 3))

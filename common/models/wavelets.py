@@ -2,7 +2,7 @@
 
 Morlet wavelets of J scales and L angles and one Gaussian window. With * for periodic convolution of the
 padded image x, what comes out is the window's local mean of x, of |x * psi_a| and of ||x * psi_a| * psi_b|
-for b of a coarser scale than a, every 2**J pixels. It hardly moves when the picture is shifted or bent a little.
+for b of a coarser scale than a, every 2**J pixels. It hardly moves when the picture is shifted or bent a bit.
 
 Sources: Bruna and Mallat, Invariant Scattering Convolution Networks, arXiv 1203.1513, sections 2 and 3. The
 constants (bandwidth 0.8, centre 3 pi / 4, slant 4 / L, reflected borders) are those of Kymatio 0.3, so that
@@ -73,10 +73,11 @@ class Scattering(nn.Module):
     def _moduli(self, spectrum: Tensor, *, scale: int, resolution: int) -> Tensor:
         """|x * psi| of each angle, on every 2**scale-th pixel, from the spectrum on each 2**resolution-th."""
         product = spectrum * getattr(self, f"wavelets_{scale}_{resolution}")
-        return torch.fft.ifft2(_folded(product, self._padded >> scale)).abs()
+        waves: Tensor = torch.fft.ifft2(_folded(product, self._padded >> scale))
+        return waves.abs()
 
     def _mean(self, values: Tensor, resolution: int) -> Tensor:
-        window = getattr(self, f"window_{resolution}")
+        window: Tensor = getattr(self, f"window_{resolution}")
         return window @ values @ window.T
 
     def _keep(self, name: str, values: Grid) -> None:
@@ -90,9 +91,9 @@ def keep_constant(layer: nn.Module, name: str, values: Tensor) -> None:
 
 @lru_cache(maxsize=64)
 def wavelets(side: int, *, scale: int, angles: int, resolution: int = 0) -> Grid:
-    """Spectra (angles, n, n) of the Morlet wavelets of a scale on a periodic grid of n = side / 2**resolution.
+    """Spectra (angles, n, n) of the Morlet wavelets of a scale, on a periodic grid.
 
-    Real, because the wavelets are symmetric up to conjugation; 0 at frequency 0.
+    n is side / 2**resolution. Real, because the wavelets are symmetric up to conjugation; 0 at frequency 0.
     """
     spread, slant = BANDWIDTH * 2.0**scale, 4 / angles
     found = []
@@ -109,9 +110,10 @@ def wavelets(side: int, *, scale: int, angles: int, resolution: int = 0) -> Grid
 
 @lru_cache(maxsize=64)
 def window_rows(side: int, *, scales: int, resolution: int = 0) -> Grid:
-    """Rows (side / 2**scales, side / 2**resolution) that average along one axis around every 2**scales-th pixel.
+    """Rows that average along one axis around every 2**scales-th pixel.
 
-    Along both axes they are the Gaussian window of 0.8 * 2**(scales - 1) pixels, periodic.
+    Their shape is (side / 2**scales, side / 2**resolution). Along both axes they are the Gaussian window of
+    0.8 * 2**(scales - 1) pixels, periodic.
     """
     spread = BANDWIDTH * 2.0 ** (scales - 1)
     frequencies = _frequencies(side)
@@ -151,7 +153,7 @@ def _low_axis(spectrum: Grid, resolution: int, *, axis: int) -> Grid:
 
 
 def _folded(spectrum: Tensor, side: int) -> Tensor:
-    """Sum over the aliases of a coarser grid, (..., n, n) to (..., side, side); n / side is a power of two."""
+    """Sum over the aliases of a coarser grid, (..., n, n) to (..., side, side); n / side a power of two."""
     while (half := spectrum.shape[-1] // 2) >= side:
         spectrum = spectrum[..., :half, :] + spectrum[..., half:, :]
         spectrum = spectrum[..., :half] + spectrum[..., half:]

@@ -34,9 +34,7 @@ def make_examples(rows=ROWS):
 
 
 def prepared(model, examples, **others):
-    return on_features(
-        model, spec=SPEC, examples=examples, preprocessing=PREPROCESSING, device=CPU, **others
-    )
+    return on_features(model, spec=SPEC, examples=examples, preprocessing=PREPROCESSING, device=CPU, **others)
 
 
 def trained(model, examples, preprocessing):

@@ -70,7 +70,8 @@ def test_the_values_are_kymatios(path, expected):
 
 
 @pytest.mark.parametrize(
-    ("side", "scales", "channels", "grid"), [(28, 3, 217, 3), (28, 2, 81, 7), (32, 3, 217, 4), (16, 3, 217, 2)]
+    ("side", "scales", "channels", "grid"),
+    [(28, 3, 217, 3), (28, 2, 81, 7), (32, 3, 217, 4), (16, 3, 217, 2)],
 )
 def test_shapes_are_kymatios(side, scales, channels, grid):
     transform = Scattering(side, scales=scales, angles=8)
@@ -106,7 +107,8 @@ def test_first_order_by_convolution_in_space():
     found = transform(torch.from_numpy(pattern(side))[None])[0].numpy()
     window = np.outer(*2 * [window_rows(len(padded), scales=scales)[0]])
     for number in range(angles):
-        modulus = np.abs(convolved(padded, morlet_in_space(len(padded), scale=0, number=number, angles=angles)))
+        wavelet = morlet_in_space(len(padded), scale=0, number=number, angles=angles)
+        modulus = np.abs(convolved(padded, wavelet))
         expected = convolved(modulus, window).real[4:-4:4, 4:-4:4]
         np.testing.assert_allclose(found[1 + number], expected, atol=1e-10)
 
