@@ -33,7 +33,7 @@ _PLACE_MATTERS: dict[tuple[object, ...], bool] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _AsTheyAre(Preprocessing):
+class AsTheyAre(Preprocessing):
     """Nothing is left to do to features."""
 
     def standardise(self, images: NDArray[Any]) -> NDArray[np.float32]:
@@ -82,7 +82,7 @@ def on_features(
     return Trainable(
         model=trained_stage(model),
         examples=kept[1],
-        preprocessing=_AsTheyAre(image_size=preprocessing.image_size, channels=preprocessing.channels),
+        preprocessing=AsTheyAre(image_size=preprocessing.image_size, channels=preprocessing.channels),
     )
 
 
