@@ -6,21 +6,34 @@ import torch
 
 import client.features
 from client.features import features_of, on_features
+from client.self_test.setup import Setup
+from client.self_test.start import run_checks
 from client.training.plain import TrainingStopped
 from client.training.private import train_privately
-from common.config import ModelSpec, TrainingConfig
+from common.config import ModelSpec, PublicPlan, TrainingConfig
 from common.examples import Examples
 from common.models.fixed_stage import fixed_stage
 from common.models.registry import build_model
 from common.preprocessing import Preprocessing
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import ReproducibleRandomness
+from common.settings import parse
 from common.tasks import make_task
 
 SIDE, ROWS = 16, 70
 CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing(image_size=SIDE, channels=1)
 SPEC = ModelSpec(name="scattering", channels=1, image_size=SIDE, num_outputs=2)
+
+PRIVACY = PrivacyPlan(
+    sampling_rate=1.0,
+    l2_clip_norm=0.2,
+    noise_multiplier=1.0,
+    steps=2,
+    enrolled_units=40,
+    max_rows_per_unit=2,
+    unit="patient",
+)
 
 
 def make_examples(rows=ROWS):
@@ -43,15 +56,7 @@ def trained(model, examples, preprocessing):
         task=make_task("classification", ("negative", "positive")),
         examples=examples,
         preprocessing=preprocessing,
-        plan=PrivacyPlan(
-            sampling_rate=1.0,
-            l2_clip_norm=0.2,
-            noise_multiplier=1.0,
-            steps=2,
-            enrolled_units=40,
-            max_rows_per_unit=2,
-            unit="patient",
-        ),
+        plan=PRIVACY,
         training=TrainingConfig(learning_rate=4.0),
         round_number=1,
         num_rounds=2,
@@ -113,3 +118,18 @@ def test_too_many_for_memory_or_no_fixed_stage_leave_everything_as_it_is(monkeyp
 def test_a_deadline_ends_it():
     with pytest.raises(TrainingStopped):
         prepared(build_model(SPEC), make_examples(), stop=lambda: True)
+
+
+def test_the_self_test_of_a_hospital_passes_on_features():
+    values = {
+        "federation": {"rounds": 2},
+        "data": {"image-size": SIDE, "classes": ("negative", "positive")},
+        "model": {"name": "scattering"},
+        "privacy": {"sampling-rate": 1.0, "l2-clip-norm": 0.2},
+        "training": {"learning-rate": 4.0},
+    }
+    plan = parse(PublicPlan, values, source="test")
+    setup = Setup(plan=plan, privacy=PRIVACY, examples=make_examples(), device=CPU)
+    assert [check.reason for check in run_checks(setup) if not check.passed] == []
+    assert type(setup.model()) is torch.nn.Sequential
+    assert setup.inputs_of(make_examples(3)).inputs["image"].shape == (3, 1001)
