@@ -11,6 +11,7 @@ from flwr.app import Message
 from client.approval.approvals import await_release
 from client.device import reproducible_kernels, resolve_device
 from client.fault_points import reached
+from client.features import on_features
 from client.images.dataset import HospitalImages
 from client.ledger.receipts import issued, require_current
 from client.ledger.records import TRAINING, Charge
@@ -217,12 +218,20 @@ def _trained(
     randomness = _randomness(site, plan)
     device = resolve_device(site.config.site.device)
     with explained_memory(physical_batch_size=plan.training.physical_batch_size, device=device):
+        trainable = on_features(
+            model,
+            spec=plan.model_spec,
+            examples=images.train,
+            preprocessing=preprocessing,
+            device=device,
+            stop=lambda: time.time() > deadline,
+        )
         if privacy is not None:
             return train_privately(
-                model=model,
+                model=trainable.model,
                 task=task,
-                examples=images.train,
-                preprocessing=preprocessing,
+                examples=trainable.examples,
+                preprocessing=trainable.preprocessing,
                 plan=privacy,
                 training=plan.training,
                 round_number=key.round_number,
@@ -232,10 +241,10 @@ def _trained(
                 stop=lambda: time.time() > deadline,
             )
         return train(
-            model=model,
+            model=trainable.model,
             task=task,
-            examples=images.train,
-            preprocessing=preprocessing,
+            examples=trainable.examples,
+            preprocessing=trainable.preprocessing,
             training=plan.training,
             local_steps=plan.privacy.local_steps,
             round_number=key.round_number,

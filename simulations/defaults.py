@@ -6,7 +6,10 @@ Chosen by the validation split of PneumoniaMNIST (5 hospitals, `cnn-small`, epsi
 
 import math
 
+from common.models.names import MODELS
+
 DEFAULT_MODEL = "cnn-small"
+SCATTERING = "scattering"
 _SAMPLING_RATE = 0.5
 _BATCH_SIZE = 64
 _EPOCHS = 25
@@ -14,6 +17,8 @@ _EPOCHS = 25
 
 def recommended(*, private: bool, model: str, units_per_hospital: int, epsilon: float) -> list[str]:
     """Overrides `section.key=value` for a run; flags and `--set` come after them."""
+    if model == SCATTERING:
+        return [*_scattering(epsilon if private else math.inf), *MODELS[model].settings]
     if private:
         return _with_privacy(epsilon)
     return _without_privacy(model, units_per_hospital)
@@ -38,6 +43,12 @@ def _with_privacy(epsilon: float) -> list[str]:
         "server.ema-decay=0.9",
         "server.final-model=ema",
     ]
+
+
+def _scattering(epsilon: float) -> list[str]:
+    """A larger budget pays for more rounds. Batches, without privacy, are as with it: everybody."""
+    rounds = 100 if epsilon < 2 else 200 if epsilon < 5 else 300
+    return [f"federation.rounds={rounds}", "training.batch-size=1000000"]
 
 
 def _without_privacy(model: str, units_per_hospital: int) -> list[str]:

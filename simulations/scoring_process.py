@@ -5,7 +5,7 @@ It answers JSON requests over its pipe: make the initial weights, score one chec
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,15 @@ class Scorer:
     """One model's place in memory, and the held-back splits."""
 
     def __init__(self, config: FederationConfig, held_back: HeldBack) -> None:
+        from common.models.fixed_stage import fixed_stage, trained_stage
         from common.models.registry import build_model
 
         self.held_back = held_back
         self.task: Task = make_task(config.data.task, config.data.classes)
         self._preprocessing = Preprocessing(image_size=config.data.image_size, channels=config.data.channels)
         self._model = build_model(config.model_spec).eval()
+        self._stage, self._trained = fixed_stage(self._model), trained_stage(self._model)
+        self._features: dict[str, list[Any]] = {}
         self._seed = config.federation.seed
         self._takes_average = config.server.final_model == "ema"
 
@@ -76,7 +79,7 @@ class Scorer:
         is_checkpoint = wanted["do"] == "checkpoint"
         path = Path(wanted["path"])
         load_parameters(self._model, self._checkpoint(path) if is_checkpoint else read_safetensors(path))
-        said = {name: self._probabilities(scored.images) for name, scored in self.held_back.sets.items()}
+        said = {name: self._probabilities(name) for name in self.held_back.sets}
         if is_checkpoint:
             return {
                 name: self.task.metrics(said[name], scored.targets)
@@ -98,15 +101,28 @@ class Scorer:
         prefix = "average/"
         return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
-    def _probabilities(self, images: NDArray[np.uint8]) -> FloatArray:
+    def _probabilities(self, split: str) -> FloatArray:
         import torch
 
-        outputs = []
         with torch.inference_mode():
-            for start in range(0, len(images), ROWS_AT_ONCE):
-                rows = self._preprocessing.standardise(images[start : start + ROWS_AT_ONCE])
-                outputs.append(self._model(torch.from_numpy(rows)).numpy())
+            outputs = [self._trained(rows).numpy() for rows in self._inputs(split)]
         return self.task.probabilities(np.concatenate(outputs))
+
+    def _inputs(self, split: str) -> Iterable[Any]:
+        """What goes into the layers that train, ROWS_AT_ONCE rows at a time; features are computed once."""
+        import torch
+
+        if split in self._features:
+            return self._features[split]
+        images = self.held_back.sets[split].images
+        rows = (
+            torch.from_numpy(self._preprocessing.standardise(images[start : start + ROWS_AT_ONCE]))
+            for start in range(0, len(images), ROWS_AT_ONCE)
+        )
+        if self._stage is None:
+            return rows
+        self._features[split] = [self._stage(each) for each in rows]
+        return self._features[split]
 
     def _hospitals(self, said: Mapping[str, FloatArray], names: list[str]) -> dict[str, Any]:
         """Scores on each hospital's own kind of test patients, where the data say whose they are."""

@@ -6,6 +6,7 @@ No patient is looked at.
 import numpy as np
 import torch
 
+from client.features import on_features
 from client.self_test.setup import Setup
 from client.self_test.start import Check as SelfTestCheck
 from client.self_test.start import run_checks
@@ -67,11 +68,18 @@ def _step(plan: PublicPlan, *, units: int, device: torch.device) -> float:
     examples = _random_examples(plan, units=units)
     model = build_model(plan.model_spec)
     load_parameters(model, initial_parameters(plan.model_spec, seed=0))
-    result = train_privately(
-        model=model,
-        task=make_task(data.task, data.classes),
+    trainable = on_features(
+        model,
+        spec=plan.model_spec,
         examples=examples,
         preprocessing=Preprocessing(image_size=data.image_size, channels=data.channels),
+        device=device,
+    )
+    result = train_privately(
+        model=trainable.model,
+        task=make_task(data.task, data.classes),
+        examples=trainable.examples,
+        preprocessing=trainable.preprocessing,
         plan=PrivacyPlan(
             sampling_rate=1.0,
             l2_clip_norm=plan.privacy.l2_clip_norm,

@@ -28,7 +28,7 @@ _FAINT = 1e-7
 
 def check_release(setup: Setup) -> str:
     """What leaves is the trainable parameters, moved by each step's noised gradients and nothing else."""
-    own = few_units(setup)
+    own = setup.inputs_of(few_units(setup))
     model = setup.model()
     # Everybody enters, so that something is there to be hidden; the divisor is about the same.
     expected = max(1, round(setup.privacy.expected_batch_size))

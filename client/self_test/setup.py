@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from client.features import AsTheyAre, features_of
 from client.training import private as private_training
 from client.training.batches import chunks_of_units, rows_per_chunk, sampled_rows
 from client.training.patient_optimizer import PatientDPOptimizer
@@ -22,6 +23,7 @@ from client.training.plain import make_optimizer
 from common.config import PublicPlan
 from common.errors import GuardError
 from common.examples import Examples
+from common.models.fixed_stage import FixedStage, fixed_stage, trained_stage
 from common.models.registry import build_model, initial_parameters, load_parameters
 from common.parameters import Parameters
 from common.preprocessing import Preprocessing
@@ -56,8 +58,9 @@ class Setup:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The preprocessing of the run."""
-        return Preprocessing(image_size=self.plan.data.image_size, channels=self.plan.data.channels)
+        """What is done to the inputs of `model`."""
+        kind = Preprocessing if self._stage is None else AsTheyAre
+        return kind(image_size=self.plan.data.image_size, channels=self.plan.data.channels)
 
     arrived: Parameters | None = None
     """Weights of the round; they meet random images only (`client.self_test.checks.check_places`)."""
@@ -74,11 +77,30 @@ class Setup:
         return nobody
 
     def model(self) -> nn.Module:
-        """The network of the run with `weights`."""
-        with torch.random.fork_rng(devices=[]):
-            model = build_model(self.plan.model_spec)
+        """The layers of the run's network that train, with `weights`."""
+        model = self._network()
         load_parameters(model, self.weights)
-        return model.to(self.device).train()
+        return trained_stage(model).to(self.device).train()
+
+    def inputs_of(self, images: Examples) -> Examples:
+        """What a round trains `model` on: the images, or what the network's fixed stage says of them."""
+        if self._stage is None:
+            return images
+        data = self.plan.data
+        preprocessing = Preprocessing(image_size=data.image_size, channels=data.channels)
+        features = features_of(self._stage, images, preprocessing=preprocessing, device=self.device)
+        return replace(images, inputs={"image": features})
+
+    @cached_property
+    def _stage(self) -> FixedStage | None:
+        with torch.device("meta"):
+            is_fixed = fixed_stage(build_model(self.plan.model_spec)) is not None
+        stage = fixed_stage(self._network()) if is_fixed else None
+        return None if stage is None else stage.to(self.device)
+
+    def _network(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            return build_model(self.plan.model_spec)
 
 
 class Probe:
@@ -91,7 +113,7 @@ class Probe:
             for parameter in self.model.parameters() if scaled else ():
                 parameter.mul_(0.9 + 0.2 * secrets.randbelow(2**20) / 2**20)
         own = few_units(setup)
-        self._examples = _with_extremes(own)
+        self._examples = setup.inputs_of(_with_extremes(own))
         last = self._examples.num_units - 1
         self._scaled, self._broken = last, last + 1
         self.units = list(range(last + 2))

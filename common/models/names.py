@@ -13,6 +13,8 @@ class KnownModel:
     """One line for help texts."""
     minimum_image_size: int
     """Smallest side of the square image in pixels that leaves every layer something to look at."""
+    settings: tuple[str, ...] = ()
+    """`section.key=value` that it needs under privacy in place of the usual ones (docs/defaults.md)."""
 
 
 MODELS: Mapping[str, KnownModel] = MappingProxyType(
@@ -27,6 +29,20 @@ MODELS: Mapping[str, KnownModel] = MappingProxyType(
         "cnn-flatten": KnownModel(
             summary="blocks 32/64/128, 512 hidden units: grows with the image",
             minimum_image_size=8,
+        ),
+        "scattering": KnownModel(
+            summary="fixed wavelet features, linear: the most accurate under strong privacy",
+            minimum_image_size=16,
+            settings=(
+                # One noised sum over all patients in each round: a convex loss wants many small steps.
+                "privacy.sampling-rate=1.0",
+                "privacy.local-steps=1",
+                "privacy.l2-clip-norm=0.2",
+                "training.optimizer=sgd",
+                "training.learning-rate=4.0",
+                "server.optimizer=momentum",
+                "server.momentum=0.9",
+            ),
         ),
         "resnet18": KnownModel(summary="ResNet-18 with GroupNorm, 11 million weights", minimum_image_size=8),
     }

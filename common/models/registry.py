@@ -25,7 +25,8 @@ def build_model(spec: ModelSpec) -> nn.Module:
     """Build the network of `spec` with torch's random weights, in training mode.
 
     It maps float32 (rows, channels, image_size, image_size) to (rows, num_outputs), treats every row alone
-    and has no buffers. Raises ModelError for an unknown name or an image too small for the layers.
+    and remembers nothing; what it has beside parameters are constants. Raises ModelError for an unknown name
+    or an image too small for the layers.
     """
     if spec.name not in MODELS:
         raise ModelError(f"there is no model {spec.name!r}", fix=f"choose one of {', '.join(model_names())}")
@@ -88,4 +89,8 @@ def _builder(name: str) -> Callable[[ModelSpec], nn.Module]:
         from common.models.residual import resnet18
 
         return resnet18
+    if name == "scattering":
+        from common.models.scattering import scattering
+
+        return scattering
     return BUILDERS[name]

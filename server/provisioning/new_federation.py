@@ -25,6 +25,7 @@ A run that has started cannot change its plan: after a change, begin a new one (
 _SET_ELSEWHERE = frozenset({"runtime.hospitals", "runtime.roster", "runtime.receipts"})
 
 # Chosen by validation (docs/defaults.md): many patients in few steps; momentum and average take noise out.
+# Models with `settings` of their own in common.models.names start from those.
 _STARTING_POINT: Mapping[str, Mapping[str, Any]] = {
     "federation": {"rounds": 90},
     "training": {"learning-rate": 0.3},
@@ -32,18 +33,34 @@ _STARTING_POINT: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+_ROUNDS_ON_FEATURES = 200
+
+
 def plan_federation(values: Mapping[str, Mapping[str, Any]], overrides: Iterable[str] = ()) -> OperatorConfig:
     """The configuration of a new federation: a starting point, then `values`, then `section.key=value`.
 
     Raises ConfigError for impossible settings, an unknown model, or images too small for it.
     """
-    merged = {name: dict(section) for name, section in _STARTING_POINT.items()}
+    overrides = tuple(overrides)
+    merged = {name: dict(section) for name, section in _starting_point(values, overrides).items()}
     for name, section in values.items():
         merged.setdefault(name, {}).update(section)
     config = parse(OperatorConfig, with_overrides(merged, overrides), source="the new federation")
     if problem := model_problem(config):
         raise ConfigError(problem, fix="choose one with --model, or larger images with --image-size")
     return config
+
+
+def _starting_point(
+    values: Mapping[str, Mapping[str, Any]], overrides: Iterable[str]
+) -> Mapping[str, Mapping[str, Any]]:
+    """What the model asked for starts from."""
+    name = with_overrides(values, overrides).get("model", {}).get("name", "")
+    known = MODELS.get(str(name))
+    if known is None or not known.settings:
+        return _STARTING_POINT
+    start = {"federation": {"rounds": _ROUNDS_ON_FEATURES}, "server": {"quorum": 2}}
+    return with_overrides(start, known.settings)
 
 
 def model_problem(config: OperatorConfig) -> str | None:

@@ -47,6 +47,21 @@ def test_flags_beat_recommendations_and_set_beats_flags() -> None:
     assert (overridden.federation.rounds, overridden.training.learning_rate) == (4, 0.25)
 
 
+@pytest.mark.parametrize(("epsilon", "rounds"), [(1.0, 100), (3.0, 200), (8.0, 300)])
+def test_scattering_brings_its_own_settings(epsilon, rounds) -> None:
+    config = settle(make_scenario({"model": "scattering", "epsilon": epsilon}), FACTS)
+    assert config.federation.rounds == rounds
+    assert (config.privacy.sampling_rate, config.privacy.l2_clip_norm) == (1.0, 0.2)
+    assert (config.training.learning_rate, config.privacy.local_steps) == (4.0, 1)
+    assert (config.server.optimizer, config.server.momentum, config.server.final_model) == (
+        "momentum",
+        0.9,
+        "last",
+    )
+    own = settle(make_scenario({"model": "scattering", "set": ("privacy.sampling-rate=0.25",)}), FACTS)
+    assert own.privacy.sampling_rate == 0.25
+
+
 def test_private_false_must_be_asked_for_and_reaches_the_plan() -> None:
     assert not settle(make_scenario({"private": "false"}), FACTS).federation.private
     assert settle(make_scenario({"private": "true"}), FACTS).federation.private

@@ -32,6 +32,17 @@ def test_settings_read_back_equal_and_every_key_has_its_comment(tmp_path):
     assert {"hospitals", "roster"}.isdisjoint(tomllib.loads(folder.federation_toml.read_text())["runtime"])
 
 
+def test_a_model_with_settings_of_its_own_starts_from_them():
+    network = {"address": "fl.example.org:8443"}
+    asked = {"network": network, "model": {"name": "scattering"}}
+    config = plan_federation(asked, ["privacy.l2-clip-norm=0.1"])
+    assert (config.privacy.sampling_rate, config.privacy.l2_clip_norm) == (1.0, 0.1)
+    assert (config.training.learning_rate, config.server.ema_decay) == (4.0, 0.0)
+    by_override = plan_federation({"network": network}, iter(["model.name=scattering"]))
+    assert by_override.federation.rounds == config.federation.rounds == 200
+    assert plan_federation({"network": network}).training.learning_rate == 0.3
+
+
 def test_secrets_and_folders_are_for_their_owner_only(tmp_path):
     folder = small_federation(tmp_path / "op")
     for path in folder.secrets:
