@@ -23,7 +23,7 @@ def test_every_layer_and_phase_is_named(profiled):
     for number in (1, 2, 3):
         row = layers[f"convolution{number}"]
         assert row["kind"] == "Conv2d"
-        # The weights' share of the twin is a difference of two measurements: beside other load it may be none.
+        # The weights' share of the twin is a difference of two clocks: beside other load it may be none.
         assert "forward" in row["sgd"]
         assert set(row["sgd"]) & {"weight gradient", "data gradient"}
         assert set(row["dp"]) >= {"forward", "weight gradient", "norms", "clipped sum"}
