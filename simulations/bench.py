@@ -170,7 +170,9 @@ def _measure_server(settings: BenchSettings, say: Say) -> Content:
         server = measure_server(updates=settings.updates, parameters=settings.update_parameters)
     if settings.full:
         say("the server's memory: 100 hospitals, 25,000,000 parameters")
-        server["memory"] = measure_server_memory(hospitals=100, parameters=25_000_000)
+        server["memory"] = measure_server_memory(
+            hospitals=100, parameters=25_000_000, rounds=1, timeout_s=1500.0
+        )
     return {"server": server}
 
 
