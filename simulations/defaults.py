@@ -6,6 +6,8 @@ Chosen by the validation split of PneumoniaMNIST (5 hospitals, `cnn-small`, epsi
 
 import math
 
+from common.models.names import MODELS
+
 DEFAULT_MODEL = "cnn-small"
 _SAMPLING_RATE = 0.5
 _BATCH_SIZE = 64
@@ -47,7 +49,7 @@ def _without_privacy(model: str, units_per_hospital: int) -> list[str]:
         f"privacy.local-steps={max(1, math.ceil(units_per_hospital / _BATCH_SIZE))}",
         "model.activation=relu",
         "training.optimizer=adam",
-        f"training.learning-rate={0.001 if model == 'resnet18' else 0.002}",
+        f"training.learning-rate={0.001 if MODELS[model].deep else 0.002}",
         "training.learning-rate-schedule=cosine",
         f"training.batch-size={_BATCH_SIZE}",
     ]

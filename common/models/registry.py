@@ -84,8 +84,8 @@ def read_parameters(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def _builder(name: str) -> Callable[[ModelSpec], nn.Module]:
-    if name == "resnet18":
-        from common.models.residual import resnet18
+    if name in BUILDERS:
+        return BUILDERS[name]
+    from common.models import residual
 
-        return resnet18
-    return BUILDERS[name]
+    return residual.BUILDERS[name]
