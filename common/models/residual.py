@@ -150,6 +150,6 @@ def _read_average(features: nn.Module, *, side: int, output: nn.Module) -> nn.Mo
 
 def _not_in_place(model: nn.Module) -> nn.Module:
     for layer in model.modules():
-        if hasattr(layer, "inplace"):
+        if isinstance(layer, nn.ReLU | nn.ReLU6):
             layer.inplace = False
     return model
