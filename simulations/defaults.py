@@ -58,7 +58,11 @@ def _without_privacy(model: str, units_per_hospital: int) -> list[str]:
         f"privacy.local-steps={max(1, math.ceil(units_per_hospital / _BATCH_SIZE))}",
         "model.activation=relu",
         "training.optimizer=adam",
-        f"training.learning-rate={0.001 if model == 'resnet18' else 0.002}",
+        f"training.learning-rate={0.001 if _is_deep(model) else 0.002}",
         "training.learning-rate-schedule=cosine",
         f"training.batch-size={_BATCH_SIZE}",
     ]
+
+
+def _is_deep(model: str) -> bool:
+    return model in MODELS and MODELS[model].deep

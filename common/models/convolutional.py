@@ -13,7 +13,7 @@ from types import MappingProxyType
 from torch import nn
 
 from common.config import ModelSpec
-from common.models.private_layers import activation, grid_pool, group_norm
+from common.models.private_layers import SMALL_IMAGE, activation, grid_pool, group_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,21 @@ def cnn_flatten(spec: ModelSpec) -> nn.Module:
     return nn.Sequential(trunk.layers)
 
 
+def vgg11(spec: ModelSpec) -> nn.Module:
+    """VGG-11."""
+    return _vgg(spec, (1, 1, 2, 2, 2))
+
+
+def vgg13(spec: ModelSpec) -> nn.Module:
+    """VGG-13."""
+    return _vgg(spec, (2, 2, 2, 2, 2))
+
+
+def vgg16(spec: ModelSpec) -> nn.Module:
+    """VGG-16."""
+    return _vgg(spec, (2, 2, 3, 3, 3))
+
+
 BUILDERS: Mapping[str, Callable[[ModelSpec], nn.Module]] = MappingProxyType(
     {
         "softmax": softmax,
@@ -90,12 +105,30 @@ BUILDERS: Mapping[str, Callable[[ModelSpec], nn.Module]] = MappingProxyType(
         "cnn": cnn,
         "cnn-small": cnn_small,
         "cnn-flatten": cnn_flatten,
+        "vgg11": vgg11,
+        "vgg13": vgg13,
+        "vgg16": vgg16,
     }
 )
 
 
 def _three_blocks() -> list[Block]:
     return [Block(channels=channels, pool=2) for channels in (32, 64, 128)]
+
+
+def _vgg(spec: ModelSpec, convolutions: Sequence[int]) -> nn.Module:
+    """VGG with as many convolutions before each of its five poolings, its last map averaged.
+
+    The two hidden layers of 4,096 units, nine tenths of the published network's weights, are left out: the
+    noise of DP-SGD grows with the root of their number. Below 64 px the first pooling is left out, too, or
+    nothing would be left for the last.
+    Source: Simonyan and Zisserman, Very Deep Convolutional Networks, arXiv 1409.1556, table 1, A, B and D.
+    """
+    blocks = []
+    for stage, (channels, count) in enumerate(zip((64, 128, 256, 512, 512), convolutions, strict=True)):
+        pool = 1 if stage == 0 and spec.image_size < SMALL_IMAGE else 2
+        blocks += [Block(channels=channels)] * (count - 1) + [Block(channels=channels, pool=pool)]
+    return _read_on_grid(spec, _trunk(spec, blocks), grid=1)
 
 
 def _trunk(spec: ModelSpec, blocks: Sequence[Block]) -> Trunk:

@@ -15,6 +15,12 @@ class KnownModel:
     """Smallest side of the square image in pixels that leaves every layer something to look at."""
     settings: tuple[str, ...] = ()
     """`section.key=value` that it needs under privacy in place of the usual ones (docs/defaults.md)."""
+    deep: bool = False
+    """Millions of weights in many layers: asks for smaller steps without privacy, and for patience."""
+
+
+def _deep(summary: str, *, minimum: int = 8) -> KnownModel:
+    return KnownModel(summary=summary, minimum_image_size=minimum, deep=True)
 
 
 MODELS: Mapping[str, KnownModel] = MappingProxyType(
@@ -44,7 +50,14 @@ MODELS: Mapping[str, KnownModel] = MappingProxyType(
                 "server.momentum=0.9",
             ),
         ),
-        "resnet18": KnownModel(summary="ResNet-18 with GroupNorm, 11 million weights", minimum_image_size=8),
+        "mobilenet-v2": _deep("MobileNetV2 with GroupNorm, 2.2 million weights"),
+        "densenet121": _deep("DenseNet-121 with GroupNorm, 6.9 million weights"),
+        "vgg11": _deep("VGG-11 with GroupNorm, averaged at its end, 9.2 million weights", minimum=16),
+        "vgg13": _deep("VGG-13, likewise, 9.4 million weights", minimum=16),
+        "vgg16": _deep("VGG-16, likewise, 15 million weights", minimum=16),
+        "resnet18": _deep("ResNet-18 with GroupNorm, 11 million weights"),
+        "resnet34": _deep("ResNet-34 with GroupNorm, 21 million weights"),
+        "resnet50": _deep("ResNet-50 with GroupNorm, 24 million weights"),
     }
 )
 

@@ -13,6 +13,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from common.errors import BatchNormError
 
+SMALL_IMAGE = 64
+"""Pixels of a side below which deep networks leave out halvings of their first layers."""
+
 
 def activation(name: Literal["tanh", "relu"]) -> nn.Module:
     """A non-linearity that leaves its input as it was."""

@@ -85,12 +85,12 @@ def read_parameters(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def _builder(name: str) -> Callable[[ModelSpec], nn.Module]:
-    if name == "resnet18":
-        from common.models.residual import resnet18
-
-        return resnet18
+    if name in BUILDERS:
+        return BUILDERS[name]
     if name == "scattering":
         from common.models.scattering import scattering
 
         return scattering
-    return BUILDERS[name]
+    from common.models import residual
+
+    return residual.BUILDERS[name]

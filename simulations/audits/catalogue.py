@@ -21,12 +21,12 @@ class Audit:
 
 
 def _neighbours(folder: Path, quick: bool) -> Finding:
-    from common.models.names import model_names
+    from common.models.names import MODELS
     from simulations.audits.neighbours import audit_neighbours
 
     if quick:
         return audit_neighbours(models=("softmax", "cnn-small"), clips=(0.05,), chunks=(3, 256))
-    return audit_neighbours(models=[name for name in model_names() if name != "resnet18"])
+    return audit_neighbours(models=[name for name, known in MODELS.items() if not known.deep])
 
 
 def _neighbours_of_resnet(folder: Path, quick: bool) -> Finding:
@@ -153,7 +153,7 @@ AUDITS = (
     Audit(
         name="neighbours",
         title="Neighbours, ResNet-18",
-        tries=f"{_MOVED}, in the largest network.",
+        tries=f"{_MOVED}, in a deep network.",
         run=_neighbours_of_resnet,
     ),
     Audit(

@@ -8,7 +8,6 @@ import torch
 import client.training.patient_optimizer
 import client.training.private
 from client.training.patient_optimizer import PatientDPOptimizer
-from common.models.names import model_names
 from common.tasks import Classification
 from simulations.audits.neighbours import (
     Case,
@@ -19,22 +18,24 @@ from simulations.audits.neighbours import (
     released_sum,
 )
 from simulations.audits.probe import TASK
+from tests.model_names import FIRST_OF_FAMILY, SHALLOW
 
 pytestmark = pytest.mark.audit
 
 BOTH = pytest.mark.parametrize("see", [clipped_sum, released_sum], ids=["white box", "black box"])
 
 
-@pytest.mark.parametrize("name", [name for name in model_names() if name != "resnet18"])
+@pytest.mark.parametrize("name", SHALLOW)
 def test_a_patient_moves_the_sum_by_at_most_c(name, passes):
     passes(audit_neighbours(models=(name,)))
 
 
-def test_a_patient_moves_the_sum_of_resnet18_by_at_most_c(passes):
+@pytest.mark.parametrize("name", FIRST_OF_FAMILY)
+def test_a_patient_moves_the_sum_of_a_deep_model_by_at_most_c(name, passes):
     kinds = ("scaled", "nan", "rare class", "many images", "alone")
     passes(
         audit_neighbours(
-            models=("resnet18",), kinds=kinds, clips=(0.05,), chunks=(1, 256), size=16, lengths=(1, 3, 2)
+            models=(name,), kinds=kinds, clips=(0.05,), chunks=(1, 256), size=16, lengths=(1, 3, 2)
         )
     )
 

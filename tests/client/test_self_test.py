@@ -1,6 +1,6 @@
 """The start-up self-test: green on what is installed, red for a planted bug of each kind, closed on a crash.
 
-ResNet-18 is slow: every check goes through its 11 million parameters several times.
+Deep models are slow: every check goes through their millions of parameters several times.
 """
 
 import gc
@@ -33,6 +33,7 @@ from common.tasks import Classification
 from tests.audit.mutants import all_mutants
 from tests.client.small_hospital import make_plan
 from tests.client.training.dp_oracle import examples_of
+from tests.model_names import each_model
 
 CLIPPING, COUPLING, PLACES, NOISE, SAMPLING, RELEASE = CHECKS
 
@@ -63,10 +64,7 @@ def red(setup, *names):
     return {check.name for name in names or CHECKS if not (check := run_check(name, setup)).passed}
 
 
-SLOW = {"resnet18": [pytest.mark.faults]}
-
-
-@pytest.mark.parametrize("model", [pytest.param(name, marks=SLOW.get(name, [])) for name in MODELS])
+@pytest.mark.parametrize("model", each_model(deep=()))
 def test_every_model_is_green(model):
     size = max(MODELS[model].minimum_image_size, 8)
     assert [check for check in run_checks(make_setup(model, size)) if not check.passed] == []

@@ -16,6 +16,7 @@ from common.config import ModelSpec
 from common.errors import ConfigError, ModelError
 from common.models.initial import main
 from common.models.names import MODELS
+from common.models.private_layers import group_norm
 from common.models.registry import (
     build_model,
     initial_parameters,
@@ -25,10 +26,10 @@ from common.models.registry import (
     read_parameters,
 )
 from common.settings import to_nested
+from tests.model_names import DEEP, FIRST_OF_FAMILY, SHALLOW
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAIN = [name for name in model_names() if name != "resnet18"]
-NETWORKS = [name for name in PLAIN if name not in ("softmax", "scattering")]
+NETWORKS = [name for name in SHALLOW if name not in ("softmax", "scattering")]
 """Those with activations."""
 
 
@@ -47,16 +48,10 @@ def run_python(*arguments):
 
 
 def test_names_are_those_of_the_design():
-    assert model_names() == (
-        "softmax",
-        "cnn1",
-        "cnn2",
-        "cnn",
-        "cnn-small",
-        "cnn-flatten",
-        "scattering",
-        "resnet18",
-    )
+    shallow = ("softmax", "cnn1", "cnn2", "cnn", "cnn-small", "cnn-flatten", "scattering")
+    deep = ("mobilenet-v2", "densenet121", "vgg11", "vgg13", "vgg16", "resnet18", "resnet34", "resnet50")
+    assert model_names() == shallow + deep
+    assert (shallow, deep) == (SHALLOW, DEEP)
 
 
 def test_names_need_no_torch():
@@ -90,29 +85,68 @@ def test_parameter_counts_by_hand():
     assert count(spec_of("cnn-flatten", image_size=224)) > 50_000_000
 
 
-def test_resnet18_is_torchvisions_with_group_norm():
-    from torchvision.models import resnet18
+@pytest.mark.parametrize("name", ["mobilenet-v2", "densenet121", "resnet18", "resnet34", "resnet50"])
+def test_parameters_are_those_of_torchvision(name):
+    with torch.device("meta"):
+        theirs = torchvision_model(name, num_classes=5)
+    shapes = [tuple(parameter.shape) for parameter in theirs.parameters()]
+    ours = parameter_template(spec_of(name, channels=3, image_size=224, num_outputs=5))
+    assert list(ours.values()) == shapes
+    if not name.startswith("mobilenet"):  # its output layer stands behind a dropout there
+        assert list(ours) == [name for name, _ in theirs.named_parameters()]
 
-    theirs = resnet18(num_classes=5)
-    shapes = {name: tuple(parameter.shape) for name, parameter in theirs.named_parameters()}
-    assert parameter_template(spec_of("resnet18", channels=3, image_size=224, num_outputs=5)) == shapes
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg13", "vgg16"])
+def test_parameters_of_the_convolutions_are_those_of_torchvision(name):
+    with torch.device("meta"):
+        theirs = torchvision_model(f"{name}_bn", num_classes=5).features
+    shapes = [tuple(parameter.shape) for parameter in theirs.parameters()]
+    ours = list(parameter_template(spec_of(name, channels=3, image_size=224, num_outputs=5)).values())
+    assert ours == [*shapes, (5, 512), (5,)]
 
 
-def test_resnet18_computes_what_torchvision_computes():
-    from torchvision.models.resnet import BasicBlock, ResNet
-
-    from common.models.private_layers import group_norm
-
-    torch.manual_seed(0)
-    theirs = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=2, norm_layer=group_norm)
-    ours = build_model(spec_of("resnet18", channels=3, image_size=64))
-    load_parameters(ours, read_parameters(theirs))
-    images = torch.randn(2, 3, 64, 64)
+@pytest.mark.parametrize("name", ["mobilenet-v2", "densenet121", "resnet18", "resnet50"])
+def test_deep_models_compute_what_torchvision_computes(name):
+    theirs = torchvision_model(name, num_classes=2)
+    for layer in list(theirs.modules()):
+        for key, child in layer.named_children():
+            if isinstance(child, torch.nn.BatchNorm2d):
+                setattr(layer, key, group_norm(child.num_features))
+    theirs.eval()  # for the dropout of MobileNetV2
+    ours = build_model(spec_of(name, channels=3, image_size=64))
+    weights = dict(
+        zip(parameter_template(spec_of(name, channels=3, image_size=64)), theirs.parameters(), strict=True)
+    )
+    load_parameters(ours, {key: value.detach().numpy() for key, value in weights.items()})
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", DEEP)
+def test_the_number_of_parameters_does_not_grow_with_the_image(name):
+    small, large = (count(spec_of(name, image_size=size)) for size in (28, 64))
+    # Only the first kernel of some is wider for large images.
+    assert large - small in (0, (49 - 9) * 64)
+    assert f"{large / 1e6:.2g}" in MODELS[name].summary
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_the_guide_knows_every_model(name):
+    rows = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
+    _, _, minimum, *weights, _, _ = next(row for row in rows if row.startswith(f"| {name} |")).split("|")
+    assert int(minimum) == MODELS[name].minimum_image_size
+    found = [int(number.replace(",", "")) for number in weights]
+    assert found == [count(spec_of(name, image_size=size)) for size in (28, 64)]
+
+
+def torchvision_model(name, **options):
+    from torchvision import models
+
+    return getattr(models, name.replace("-", "_"))(**options)
+
+
 @pytest.mark.parametrize("image_size", [28, 33, 64, 150])
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", SHALLOW)
 def test_forward_shape(name, image_size):
     for channels, num_outputs in itertools.product((1, 3), (2, 7)):
         if name == "cnn-flatten" and image_size == 150 and (channels, num_outputs) != (1, 2):
@@ -124,15 +158,17 @@ def test_forward_shape(name, image_size):
 
 
 @pytest.mark.parametrize(("image_size", "channels"), [(28, 1), (65, 3)])
-def test_forward_shape_of_resnet18(image_size, channels):
-    model = build_model(spec_of("resnet18", image_size=image_size, channels=channels, num_outputs=3))
-    assert model(torch.zeros(2, channels, image_size, image_size)).shape == (2, 3)
+@pytest.mark.parametrize("name", DEEP)
+def test_forward_shape_of_deep_models(name, image_size, channels):
+    with torch.device("meta"):
+        model = build_model(spec_of(name, image_size=image_size, channels=channels, num_outputs=3))
+        assert model(torch.zeros(2, channels, image_size, image_size)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("name", model_names())
 def test_every_size_up_to_512_has_consistent_layers(name):
     odd_and_even = (28, 29, 31, 32, 33, 47, 63, 64, 65, 127, 150, 224, 333, 511, 512)
-    for image_size in odd_and_even:
+    for image_size in odd_and_even if name in SHALLOW else (31, 63, 65):
         with torch.device("meta"):
             model = build_model(spec_of(name, image_size=image_size))
             assert model(torch.zeros(1, 1, image_size, image_size)).shape == (1, 2)
@@ -141,7 +177,9 @@ def test_every_size_up_to_512_has_consistent_layers(name):
 @pytest.mark.parametrize("name", model_names())
 def test_the_stated_minimum_image_size_is_the_real_one(name):
     minimum = MODELS[name].minimum_image_size
-    assert build_model(spec_of(name, image_size=minimum))(torch.zeros(1, 1, minimum, minimum)).shape == (1, 2)
+    with torch.device("meta"):
+        model = build_model(spec_of(name, image_size=minimum))
+        assert model(torch.zeros(1, 1, minimum, minimum)).shape == (1, 2)
     if minimum > 8:  # ModelSpec itself refuses less than 8
         with pytest.raises(ModelError, match=f"{minimum - 1} px are too small for {name}"):
             build_model(spec_of(name, image_size=minimum - 1))
@@ -153,7 +191,7 @@ def test_unknown_name_lists_the_names():
     assert all(name in str(caught.value) for name in model_names())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, "vgg11"])
 def test_activation_is_the_asked_one(name):
     kinds = {
         activation: {type(layer) for layer in build_model(spec_of(name, activation=activation)).modules()}
@@ -180,7 +218,7 @@ def test_template_allocates_nothing():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["cnn-small", "resnet18"])
+@pytest.mark.parametrize("name", ["cnn-small", *FIRST_OF_FAMILY])
 def test_template_is_that_of_the_built_model(name):
     spec = spec_of(name, channels=3, num_outputs=4)
     parameters = initial_parameters(spec, 0)
@@ -188,7 +226,7 @@ def test_template_is_that_of_the_built_model(name):
     assert {value.dtype for value in parameters.values()} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("name", ["cnn-small", "resnet18"])
+@pytest.mark.parametrize("name", ["cnn-small", *FIRST_OF_FAMILY])
 def test_initial_parameters_depend_on_the_seed_only(name):
     spec = spec_of(name)
     torch.manual_seed(5)

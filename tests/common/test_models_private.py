@@ -8,8 +8,10 @@ from torch import nn
 
 from common.config import ModelSpec
 from common.errors import BatchNormError
+from common.models.names import MODELS
 from common.models.private_layers import grid_pool, group_norm, refuse_batch_norm
 from common.models.registry import build_model, model_names
+from tests.model_names import SHALLOW, each_model
 
 TRAINABLE = {nn.Conv2d, nn.Linear, nn.GroupNorm}
 
@@ -56,11 +58,15 @@ def test_no_state_and_only_exact_types_with_parameters(name):
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", each_model())
 def test_hooks_give_the_gradient_of_each_record_alone(name, activation):
-    rows = 2 if name == "resnet18" else 5
-    batch, targets = images(rows), torch.arange(rows) % 3
-    model = build(name, activation=activation)
+    rows, size = (2, 16) if MODELS[name].deep else (5, 28)
+    if MODELS[name].deep and activation == "tanh" and not name.startswith("vgg"):
+        pytest.skip("ReLU whatever is asked")
+    batch, targets = images(rows, image_size=size), torch.arange(rows) % 3
+    model = build(name, image_size=size, activation=activation)
+    if MODELS[name].deep:
+        model, batch = model.double(), batch.double()  # float32 rounds near ties to either side
     oracle = []
     for row in range(rows):
         loss = nn.functional.cross_entropy(model(batch[row : row + 1]), targets[row : row + 1])
@@ -74,7 +80,7 @@ def test_hooks_give_the_gradient_of_each_record_alone(name, activation):
         )
 
 
-@pytest.mark.parametrize("name", [name for name in model_names() if name != "resnet18"])
+@pytest.mark.parametrize("name", SHALLOW)
 @pytest.mark.parametrize("image_size", [33, 57])
 def test_gradients_are_the_same_bits_again(name, image_size):
     gradients = []
