@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from common.files import manifest_problem
+from common.pages.html import bound
 from common.parameters import parameters_sha256, read_safetensors
 from common.privacy.accountant import epsilon
 from common.privacy.plan import PrivacyEvent
-from server.reporting.html import bound
 from simulations.run import Outcome, run_scenario
 from simulations.scenario import make_scenario
 from tests.planted_films import NAME, SIZE, files_naming_it, names_it, write_folders, write_table
