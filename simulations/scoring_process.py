@@ -18,10 +18,10 @@ from common.config import FederationConfig
 from common.errors import FederationError
 from common.parameters import Parameters, read_safetensors, write_safetensors
 from common.preprocessing import Preprocessing
+from common.scoring import image_probabilities
 from common.tasks import Task, make_task
 from simulations.held_back import HeldBack, ScoredSet, read_held_back
 
-ROWS_AT_ONCE = 256
 _MOST_ROC_POINTS = 200
 _INTERVALS = ("auc", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1")
 
@@ -99,14 +99,7 @@ class Scorer:
         return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
     def _probabilities(self, images: NDArray[np.uint8]) -> FloatArray:
-        import torch
-
-        outputs = []
-        with torch.inference_mode():
-            for start in range(0, len(images), ROWS_AT_ONCE):
-                rows = self._preprocessing.standardise(images[start : start + ROWS_AT_ONCE])
-                outputs.append(self._model(torch.from_numpy(rows)).numpy())
-        return self.task.probabilities(np.concatenate(outputs))
+        return image_probabilities(self._model, self.task, images, preprocessing=self._preprocessing)
 
     def _hospitals(self, said: Mapping[str, FloatArray], names: list[str]) -> dict[str, Any]:
         """Scores on each hospital's own kind of test patients, where the data say whose they are."""
