@@ -143,7 +143,8 @@ def test_a_page_is_whole_loads_nothing_and_escapes_names(tmp_path, stored):
     for wanted in (HOSTILE, "<i>opacity</i>", "Research use", "Privacy", "AUC .871", stored.rule):
         assert wanted in elements.text
     picture = write_heat_map(tmp_path / "heat", 1, answer)
-    assert Image.open(picture).size == (64, 64)
+    with Image.open(picture) as written:
+        assert written.size == (64, 64)
 
 
 def test_a_page_holds_nothing_of_a_header(tmp_path, stored):
