@@ -140,8 +140,8 @@ def decide(probabilities: NDArray[np.float64], *, threshold: float | None) -> ND
     As evaluation counts (`common.evaluation.count_patients`, `common.released_counts.operating_point`).
     """
     if threshold is not None:
-        return (probabilities[:, 1] >= threshold).astype(np.int64)
-    return np.nan_to_num(probabilities, nan=0.0).argmax(axis=1).astype(np.int64)
+        return np.asarray(probabilities[:, 1] >= threshold, np.int64)
+    return np.asarray(np.nan_to_num(probabilities, nan=0.0).argmax(axis=1), np.int64)
 
 
 def _heat(stored: StoredModel, images: NDArray[np.uint8], classes: NDArray[np.int64]) -> NDArray[np.float32]:
