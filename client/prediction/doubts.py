@@ -1,8 +1,8 @@
 """Rules by which a picture is not answered, because it is none of the kind that the model was trained on.
 
 Every rule is fixed arithmetic on the one picture: nothing is fitted on anybody's patients, so nothing travels
-with the model that would have to be charged. The constants were set by eye and tried on public images
-(docs/predict.md says how often each is wrong).
+with the model that would have to be charged. The constants were set by eye, those of `inverted` on public
+images (docs/predict.md says how often it is wrong on them).
 """
 
 from dataclasses import dataclass
