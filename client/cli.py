@@ -9,6 +9,7 @@ flower-client ledger verify DIR                             recompute every epsi
 flower-client approve DIR                                   what waits for a person: plans and updates
 flower-client purge DIR                                     remove what [retention] no longer keeps
 flower-client models DIR                                    models received at the end of runs
+flower-client predict MODEL IMAGE...                        what a trained model says about images
 """
 
 import json
@@ -22,6 +23,7 @@ from client.certificate_commands import certificate_app
 from client.deployment_commands import HERE, add_deployment_commands
 from client.ledger_commands import ledger_app
 from client.planning_commands import plan
+from client.prediction_commands import predict
 from client.retention_commands import purge
 from common.command_line import Output, OutputFormat, make_app, print_table, run_app
 
@@ -35,6 +37,7 @@ app.add_typer(certificate_app, name="certificate")
 app.command()(plan)
 app.command()(approve)
 app.command()(purge)
+app.command()(predict)
 
 
 @app.command()

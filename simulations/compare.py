@@ -14,7 +14,7 @@ import numpy as np
 
 from common.config import FederationConfig
 from common.errors import ConfigError, FederationError
-from server.reporting.html import duration, figure, interval
+from common.pages.html import duration, figure, interval
 from simulations.comparison import SCORES, Trained, interval_of, score, to_dict
 from simulations.preparation import HELD_BACK, Prepared, new_run_folder, prepare
 from simulations.run import Outcome, train_in

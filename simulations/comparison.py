@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import metrics
-from server.reporting.html import figure, interval
+from common.pages.html import figure, interval
 from simulations.ways import Way
 
 SCORES = ("auc", "accuracy", "recall", "f1")

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.files import write_bytes_atomically, write_json_atomically
-from server.reporting.canvas import Plot, canvas, short
-from server.reporting.document import document, images
-from server.reporting.html import Html, duration, figure, interval, quantity, section, table, tag
+from common.pages.document import Plot, document, images
+from common.pages.html import Html, duration, figure, interval, quantity, section, table, tag
+from common.pages.style import COLOURS
+from server.reporting.canvas import canvas, short
 from server.reporting.model_card import plain
-from server.reporting.style import COLOURS
 from simulations.comparison import SCORES, Row, Trained, Verdict, rows_of, verdicts_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from common.config import FederationConfig
 from common.errors import FederationError
 
 MODEL = "model.safetensors"
-_ROWS_AT_ONCE = 256
 
 
 def predict_test_split(
@@ -42,11 +41,10 @@ def predict_test_split(
 
 def serve(connection: Connection, held_back: str, configs: list[FederationConfig]) -> None:
     """Send the probabilities of one run's final model after the other as float64 bytes."""
-    import torch
-
     from common.models.registry import build_model, load_parameters
     from common.parameters import read_safetensors
     from common.preprocessing import Preprocessing
+    from common.scoring import image_probabilities
     from common.tasks import make_task
     from simulations.engines.worker import prepare_process
     from simulations.held_back import read_held_back
@@ -58,9 +56,5 @@ def serve(connection: Connection, held_back: str, configs: list[FederationConfig
         task = make_task(config.data.task, config.data.classes)
         model = build_model(config.model_spec).eval()
         load_parameters(model, read_safetensors(Path(config.runtime.run_folder) / MODEL))
-        outputs = []
-        with torch.inference_mode():
-            for start in range(0, len(images), _ROWS_AT_ONCE):
-                rows = torch.from_numpy(preprocessing.standardise(images[start : start + _ROWS_AT_ONCE]))
-                outputs.append(model(rows).numpy())
-        connection.send_bytes(task.probabilities(np.concatenate(outputs)).astype(np.float64).tobytes())
+        said = image_probabilities(model, task, images, preprocessing=preprocessing)
+        connection.send_bytes(said.astype(np.float64).tobytes())

@@ -230,7 +230,7 @@ def config_epsilon() -> float:
 
 def conclusion(folder: Path, result: dict[str, Any], report: Path) -> list[str]:
     """The last lines: scores, hospitals, where everything is."""
-    from server.reporting.html import bound
+    from common.pages.html import bound
 
     lines = [f"{result.get('status')} after {result.get('rounds')} rounds"]
     for split, name in (

@@ -5,7 +5,7 @@ It answers JSON requests over its pipe: make the initial weights, score one chec
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from common.config import FederationConfig
 from common.errors import FederationError
 from common.parameters import Parameters, read_safetensors, write_safetensors
 from common.preprocessing import Preprocessing
+from common.scoring import ROWS_AT_ONCE, image_probabilities
 from common.tasks import Task, make_task
 from simulations.held_back import HeldBack, ScoredSet, read_held_back
 
-ROWS_AT_ONCE = 256
 _MOST_ROC_POINTS = 200
 _INTERVALS = ("auc", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1")
 
@@ -104,24 +104,23 @@ class Scorer:
     def _probabilities(self, split: str) -> FloatArray:
         import torch
 
+        images = self.held_back.sets[split].images
+        if self._stage is None:
+            return image_probabilities(self._model, self.task, images, preprocessing=self._preprocessing)
         with torch.inference_mode():
-            outputs = [self._trained(rows).numpy() for rows in self._inputs(split)]
+            outputs = [self._trained(rows).numpy() for rows in self._features_of(split)]
         return self.task.probabilities(np.concatenate(outputs))
 
-    def _inputs(self, split: str) -> Iterable[Any]:
-        """What goes into the layers that train, ROWS_AT_ONCE rows at a time; features are computed once."""
+    def _features_of(self, split: str) -> list[Any]:
+        """What goes into the layers that train, ROWS_AT_ONCE rows at a time; computed once."""
         import torch
 
-        if split in self._features:
-            return self._features[split]
-        images = self.held_back.sets[split].images
-        rows = (
-            torch.from_numpy(self._preprocessing.standardise(images[start : start + ROWS_AT_ONCE]))
-            for start in range(0, len(images), ROWS_AT_ONCE)
-        )
-        if self._stage is None:
-            return rows
-        self._features[split] = [self._stage(each) for each in rows]
+        if split not in self._features and self._stage is not None:
+            images = self.held_back.sets[split].images
+            self._features[split] = [
+                self._stage(torch.from_numpy(self._preprocessing.standardise(images[at : at + ROWS_AT_ONCE])))
+                for at in range(0, len(images), ROWS_AT_ONCE)
+            ]
         return self._features[split]
 
     def _hospitals(self, said: Mapping[str, FloatArray], names: list[str]) -> dict[str, Any]:

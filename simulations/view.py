@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.reporting.html import bound, duration, figure, quantity
+from common.pages.html import bound, duration, figure, quantity
 from server.reporting.round_lines import ClosedRound
 from simulations.progress import Progress
 

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.config import FederationConfig
 from common.files import manifest_problem
+from common.pages.html import bound
 from common.parameters import parameters_sha256, read_safetensors
 from common.privacy.accountant import epsilon
 from common.privacy.plan import PrivacyEvent
-from server.reporting.html import bound
+from common.settings import load
 from simulations.run import Outcome, run_scenario
 from simulations.scenario import make_scenario
 from tests.planted_films import NAME, SIZE, files_naming_it, names_it, write_folders, write_table
@@ -344,3 +346,32 @@ def test_kermany_films_in_folders(shared_data, tmp_path):
     assert run.exit_code == 0, run.err
     assert run.result["data"]["classes"] == ["NORMAL", "PNEUMONIA"]
     assert len(run.result["hospitals"]) == 5
+
+
+# --- the model is asked again ---
+
+
+def test_prediction_says_of_the_test_split_what_evaluation_said(open_run, tmp_path):
+    from PIL import Image
+
+    from client.prediction.answers import answers
+    from client.prediction.doubts import Rule
+    from client.prediction.inputs import find_inputs
+    from client.prediction.stored_model import read_model
+    from common.metrics import classification_metrics
+    from simulations.held_back import read_held_back
+    from simulations.predictions import predict_test_split
+
+    held_back, stored = open_run.folder / "held-back.npz", read_model(open_run.folder)
+    test = read_held_back(held_back).sets["test"]
+    for number, pixels in enumerate(test.images):
+        Image.fromarray(pixels[0]).save(tmp_path / f"{number:04d}.png")
+    inputs = find_inputs([tmp_path], max_pixels=10**6)
+    found = answers(stored, inputs, max_pixels=10**6, without=frozenset(Rule))
+    ours = np.array([list(answer.probabilities.values()) for answer in found])
+    config = load(
+        FederationConfig, open_run.folder / "config.toml", [f"runtime.run-folder={open_run.folder}"]
+    )
+    np.testing.assert_allclose(predict_test_split(held_back, {"run": config})["run"], ours, rtol=0, atol=1e-6)
+    scores = json.loads((open_run.folder / "evaluation.json").read_text())["test"]["metrics"]
+    assert classification_metrics(ours, test.targets) == pytest.approx(scores)

@@ -16,7 +16,7 @@ GUIDES = [
     for name in (
         *("operator-guide.md", "hospital-guide.md", "certificates-and-keys.md"),
         *("backup.md", "install-offline.md", "threat-model.md", "privacy.md", "audit.md"),
-        *("formats.md", "models.md"),
+        *("formats.md", "models.md", "predict.md"),
     )
 ]
 TEXTS = [*GUIDES, ROOT / "README.md", *(p for p in sorted((ROOT / "deploy").rglob("*")) if p.is_file())]
@@ -91,7 +91,7 @@ def test_settings_that_a_guide_names_exist(guide):
             known |= {f"{section}.{key}".replace("_", "-") for key in keys}
     sections = {key.split(".")[0] for key in known}
     for section, key in re.findall(r"`([a-z]+)\.([a-z0-9-]+)(?: =[^`]*)?`", guide.read_text()):
-        if section in sections and key not in {"toml", "key", "crt"}:  # files
+        if section in sections and key not in {"toml", "key", "crt", "json", "safetensors"}:  # files
             assert f"{section}.{key}" in known, f"{section}.{key}"
 
 

@@ -52,12 +52,12 @@ def read_folders(root: Path, data: DataConfig) -> Records:
     found: list[ClassFolder] = []
     skipped: list[SkippedImage] = []
     for folder in folders:
-        for name in _files_below(folder.path):
+        for name in files_below(folder.path):
             relative = name.removeprefix(f"{root}/")
             try:
                 if os.path.islink(name) and os.path.isdir(name):
                     raise Unusable(SkipReason.ESCAPING)  # a linked folder may lead anywhere, and in circles
-                if not _may_be_image(name):
+                if not may_be_image(name):
                     raise Unusable(SkipReason.OTHER_FILE)
                 paths.append(inside.locate(relative))
             except Unusable as unusable:
@@ -155,11 +155,11 @@ def _holds_images(folder: Path) -> bool:
     """Whether a folder is a class: it has images, or it is a link, which must be named when it is skipped."""
     return folder.is_symlink() or any(
         os.path.splitext(name)[1].lower() in SUFFIXES or _begins_as_image(name)
-        for name in _files_below(folder)
+        for name in files_below(folder)
     )
 
 
-def _may_be_image(name: str) -> bool:
+def may_be_image(name: str) -> bool:
     """Whether a file is to be decoded. A name without an ending announces anything but DICOM's directory."""
     suffix = os.path.splitext(name)[1].lower()
     if name.lower().endswith((".img", ".img.gz")) and companion(name) is not None:
@@ -181,7 +181,7 @@ def _begins_as_image(name: str) -> bool:
     return format_of(head) is not Format.UNKNOWN
 
 
-def _files_below(folder: Path) -> Iterator[str]:
+def files_below(folder: Path) -> Iterator[str]:
     """Visible files at any depth in sorted order; a linked folder is given as itself, not entered."""
     if folder.is_symlink():
         yield str(folder)

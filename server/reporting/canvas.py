@@ -7,28 +7,15 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from server.reporting.style import COLOURS
+from common.pages.style import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plot:
-    """One picture."""
-
-    name: str
-    """File name without `.png`."""
-    title: str
-    alt: str
-    """What the picture shows, for who cannot see it."""
-    png: bytes
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import string
 from collections.abc import Iterable, Sequence
 
-from server.reporting.html import date, figure, interval, quantity, spent, tiny_bound
+from common.pages.html import date, figure, interval, quantity, spent, tiny_bound
 from server.reporting.privacy_statement import PrivacyStatement, outsider_epsilon, privacy_statement
 from server.reporting.run_record import RunRecord
 from server.reporting.small_print import limits, versions

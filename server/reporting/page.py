@@ -3,10 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 
-from common.settings import to_flat
-from server.reporting.canvas import Plot
-from server.reporting.document import document, images
-from server.reporting.html import (
+from common.pages.document import Plot, document, images
+from common.pages.html import (
     Html,
     date,
     duration,
@@ -21,6 +19,7 @@ from server.reporting.html import (
     tag,
     tiny_bound,
 )
+from common.settings import to_flat
 from server.reporting.participation_grid import participation_section
 from server.reporting.privacy_statement import PrivacyStatement, outsider_epsilon, privacy_statement
 from server.reporting.run_history import round_seconds

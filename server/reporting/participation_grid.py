@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 
-from server.reporting.canvas import Plot
-from server.reporting.document import images
-from server.reporting.html import Html, section, table, tag
+from common.pages.document import Plot, images
+from common.pages.html import Html, section, table, tag
 from server.reporting.round_lines import OUTCOMES
 from server.reporting.run_history import participation_counts
 from server.reporting.run_record import RunRecord

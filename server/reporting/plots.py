@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.files import write_bytes_atomically
-from server.reporting.canvas import Plot, canvas, line_style, short, whole_ticks
-from server.reporting.html import bound, duration, figure, interval, size
+from common.pages.document import Plot
+from common.pages.html import bound, duration, figure, interval, size
+from common.pages.style import COLOURS
+from server.reporting.canvas import canvas, line_style, short, whole_ticks
 from server.reporting.run_history import growths, participation_counts, round_seconds
 from server.reporting.run_record import HospitalSummary, RunRecord
-from server.reporting.style import COLOURS
 
 _MOST_LINES, _MOST_BARS, _MOST_NAMES = 8, 40, 60
 _CURVES = {"auc": "AUC", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1": "F1"}

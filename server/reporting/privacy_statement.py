@@ -8,7 +8,7 @@ Epsilon is stated twice, for two kinds of observers. A run that is not private s
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.reporting.html import bound, quantity, spent, tiny_bound
+from common.pages.html import bound, quantity, spent, tiny_bound
 from server.reporting.run_record import HospitalSummary, RunRecord
 
 _NAMED = 8

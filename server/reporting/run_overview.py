@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import FederationError
 from common.machine import is_locked
-from server.reporting.html import date, duration, figure, quantity, spent
+from common.pages.html import date, duration, figure, quantity, spent
 from server.reporting.run_record import CONFIG, RESULT, STOP, UNFINISHED, RunRecord, read_run
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from server.reporting.html import Html, bound, figure, section, table, tag, tiny_bound
+from common.pages.html import Html, bound, figure, section, table, tag, tiny_bound
 from server.reporting.round_lines import number
 from server.reporting.run_record import RunRecord
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from server.reporting.canvas import Plot, canvas, short
-from server.reporting.document import document, images
-from server.reporting.html import Html, date, duration, join, quantity, section, table, tag
+from common.pages.document import Plot, document, images
+from common.pages.html import Html, date, duration, join, quantity, section, table, tag
+from common.pages.style import COLOURS
+from server.reporting.canvas import canvas, short
 from server.reporting.small_print import versions
-from server.reporting.style import COLOURS
 from simulations.audits.finding import ALPHA, CLAIMED, CONFIDENCE, EMPIRICAL
 
 Entry = Mapping[str, Any]

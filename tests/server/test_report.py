@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from common.errors import ConfigError
-from server.reporting.html import Html, bound, duration, figure, quantity, size, table, tag, tiny_bound
+from common.pages.html import Html, bound, duration, figure, quantity, size, table, tag, tiny_bound
 from server.reporting.report import write_report
 from server.reporting.run_record import read_run
 from tests.run_folders import build_run

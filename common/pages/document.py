@@ -2,13 +2,25 @@
 
 import base64
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from server.reporting.canvas import Plot
-from server.reporting.html import Html, tag
-from server.reporting.style import STYLE
+from common.pages.html import Html, tag
+from common.pages.style import STYLE
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """Content security policy of the page: nothing is loaded and no script runs, whatever a name contains."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """One picture."""
+
+    name: str
+    """File name without `.png`."""
+    title: str
+    alt: str
+    """What the picture shows, for who cannot see it."""
+    png: bytes
 
 
 def document(title: str, *content: Html) -> str:
