@@ -265,7 +265,7 @@ def a_batch_enters_later_releases_too(patch):
     real = PatientDPOptimizer.add_noise
 
     def add_noise(self):
-        held = [parameter.summed_grad.clone() for parameter in self._parameters]
+        held = [None if p.summed_grad is None else p.summed_grad.clone() for p in self._parameters]
         real(self)
         for parameter, total in zip(self._parameters, held, strict=True):
             parameter.summed_grad = total
