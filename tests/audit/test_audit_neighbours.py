@@ -27,7 +27,9 @@ BOTH = pytest.mark.parametrize("see", [clipped_sum, released_sum], ids=["white b
 
 @pytest.mark.parametrize("name", SHALLOW)
 def test_a_patient_moves_the_sum_by_at_most_c(name, passes):
-    passes(audit_neighbours(models=(name,)))
+    # Its records have norm 1: no gradient is longer, and a bound that is not reached shows nothing.
+    clips = (0.05,) if name == "scattering" else (0.05, 1.0)
+    passes(audit_neighbours(models=(name,), clips=clips))
 
 
 @pytest.mark.parametrize("name", FIRST_OF_FAMILY)

@@ -80,7 +80,7 @@ def test_nothing_is_written_over_and_a_failure_leaves_nothing_behind(tmp_path, m
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"model": {"name": "resnet50"}}, "resnet50"),
+        ({"model": {"name": "resnet999"}}, "resnet999"),
         ({"data": {"image-size": 16}}, "17 px"),
         ({"federation": {"name": "../x"}}, "federation.name"),
         ({"data": {"classes": ["one"]}}, "two distinct classes"),
