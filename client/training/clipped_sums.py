@@ -75,9 +75,10 @@ class ClippedSums:
     def _add_small(
         self, parameters: list[Any], rows: DenseRows, factors: Tensor, units: Units, broken: Tensor | None
     ) -> None:
-        known, total = self._joined.get(id(parameters[0]), ([], rows.zeros()))
-        if len(known) != len(parameters) or any(a is not b for a, b in zip(known, parameters, strict=True)):
-            self._part(known, total)
+        known, total = self._joined.pop(id(parameters[0]), ([], None))
+        if total is None or list(map(id, known)) != list(map(id, parameters)):
+            if total is not None:
+                self._part(known, total)
             total = rows.zeros()
         rows.add_clipped(total, factors, units, broken)
         self._joined[id(parameters[0])] = (parameters, total)
@@ -85,7 +86,7 @@ class ClippedSums:
     def _part(self, parameters: list[Any], total: Tensor) -> None:
         """Give each of the small parameters that were added up together its own."""
         sizes = [parameter.numel() for parameter in parameters]
-        for parameter, own in zip(parameters, cut(total, sizes) if sizes else (), strict=True):
+        for parameter, own in zip(parameters, cut(total, sizes), strict=True):
             self._summed(parameter).add_(own.view_as(parameter))
 
     def _add_large(
@@ -137,6 +138,12 @@ class ClippedSums:
         for parameter in self._parameters:
             if parameter.summed_grad is not None:
                 self._clear(parameter)
+
+    @property
+    def are_waiting(self) -> bool:
+        """Whether gradients of a chunk are still to be added, in any of the copies."""
+        everybody = chain(self._parameters, *self._copies.values())
+        return any(getattr(parameter, "grad_sample", None) is not None for parameter in everybody)
 
     def forget(self) -> None:
         """Forget everything, also what is half-finished."""

@@ -1,8 +1,7 @@
 """Memory that a step frees stays with the process until the round is over.
 
 A chunk takes and frees tens of megabytes. Linux' usual allocator hands such blocks back to the system at once
-and gets them anew, page by page, each cleared: a fifth of a step's time where pages are dear, more where
-threads have heaps of their own.
+and gets them anew, page by page, each cleared: a tenth of a step's time and more (docs/decisions/0013).
 """
 
 import ctypes

@@ -198,7 +198,7 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
         """Add the noise and take one step of the wrapped optimiser; forgets everything else."""
         if closure is not None:
             raise GuardError("a closure would compute gradients that are not clipped", fix="call accumulate")
-        if any(getattr(p, "grad_sample", None) is not None for p in self._parameters):
+        if self._sums.are_waiting:
             raise GuardError("gradients of a chunk were not accumulated", fix="call accumulate before step")
         if self._steps_taken >= self._plan.steps:
             raise GuardError(

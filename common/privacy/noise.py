@@ -57,7 +57,7 @@ noise, so that both together are exact."""
 _LARGEST_NOISE = 10.0
 """Standard deviations that no number of the sampler reaches, the fill included."""
 _BLOCK = 1 << 18
-"""Numbers that are worked on at once, in the cache of a core."""
+"""Numbers that are worked on at once: many, because threads beside each other take turns at every call."""
 
 
 def most_sampled(plan: PrivacyPlan) -> int:

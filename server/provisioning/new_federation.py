@@ -34,6 +34,7 @@ _STARTING_POINT: Mapping[str, Mapping[str, Any]] = {
 
 
 _ROUNDS_ON_FEATURES = 200
+"""Of models with settings of their own: one noised sum over everybody in each."""
 
 
 def plan_federation(values: Mapping[str, Mapping[str, Any]], overrides: Iterable[str] = ()) -> OperatorConfig:

@@ -1,5 +1,6 @@
 """Chunks side by side: the same sums and the same bits, whichever lane computes them."""
 
+import multiprocessing
 import threading
 
 import numpy as np
@@ -7,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from client.training import lanes as lanes_module
 from client.training.batches import filled
 from client.training.lanes import copy_beside, lanes_for, side_by_side
-from client.training.private import private_steps
+from client.training.private import per_row_gradients, private_steps
 from common.config import TrainingConfig
 from common.errors import GuardError
 from common.privacy.randomness import ReproducibleRandomness, SecureRandomness
@@ -176,6 +176,31 @@ def test_a_copy_with_weights_of_its_own_is_refused():
         optimizer.include(list(small_network().parameters()))
 
 
+def in_a_fork(connection):
+    connection.send(side_by_side([lambda number=number: number for number in range(5)], lanes=2))
+
+
 def test_a_fork_makes_lanes_of_its_own():
+    """It has none of its parent's threads: their queue would take its work and never do it."""
     side_by_side([int, int], lanes=2)
-    assert lanes_module._pool(0, 2) is not lanes_module._pool(lanes_module.os.getpid(), 2)
+    here, there = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=in_a_fork, args=(there,))
+    child.start()
+    try:
+        assert here.poll(20)
+        assert here.recv() == [0, 1, 2, 3, 4]
+    finally:
+        child.terminate()
+        child.join(10)
+
+
+def test_a_gradient_that_was_forgotten_in_another_lane_ends_the_step():
+    model = small_network()
+    copied = copy_beside(model)
+    optimizer = make_dp_optimizer(model, make_plan())
+    optimizer.include(list(copied.parameters()))
+    with per_row_gradients(copied) as wrapped:
+        inputs, targets = random_rows([0, 1])
+        TASK.losses(wrapped(inputs), targets).sum().backward()
+        with pytest.raises(GuardError, match="not accumulated"):
+            optimizer.step()
