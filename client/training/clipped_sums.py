@@ -26,8 +26,8 @@ from common.privacy.noise import MOST_POSITIONS
 
 _SMALL = 4096
 """Parameters of at most so many numbers are worked on together."""
-_LARGE = 2**17
-"""Parameters of so many numbers: their sum is gone through once for several chunks."""
+LARGE = 2**17
+"""Of so many numbers: the sum is gone through once for several chunks, and its memory not kept between steps."""
 _MOST_PENDING = 2**11
 """Rows times positions that wait for it."""
 
@@ -92,7 +92,7 @@ class ClippedSums:
     def _add_large(
         self, parameter: Any, rows: RowGradients, factors: Tensor, units: Units, broken: Tensor | None
     ) -> None:
-        if not isinstance(rows, ProductRows) or parameter.numel() < _LARGE:
+        if not isinstance(rows, ProductRows) or parameter.numel() < LARGE:
             rows.add_clipped(self._summed(parameter), factors, units, broken)
             return
         pending = self._pending.setdefault(id(parameter), [])
@@ -115,8 +115,8 @@ class ClippedSums:
         for factors in (*chain.from_iterable(pending), None):
             terms = sum(len(left) for left, _ in several)
             if several and (factors is None or terms + len(factors[0]) > MOST_POSITIONS):
-                left, right = (torch.cat(one) for one in zip(*several, strict=True))
-                add_product(self._summed(into), left, right)
+                lefts, rights = zip(*several, strict=True)
+                add_product(self._summed(into), torch.cat(lefts), rights)
                 several = []
             several += [] if factors is None else [factors]
 
@@ -153,7 +153,11 @@ class ClippedSums:
             parameter.grad = parameter.grad_sample = parameter.summed_grad = None
 
     def _clear(self, parameter: Any) -> None:
-        self._zeroed[id(parameter)], parameter.summed_grad = parameter.summed_grad.zero_(), None
+        if (
+            parameter.numel() < LARGE
+        ):  # what chunks compute needs the room of large ones
+            self._zeroed[id(parameter)] = parameter.summed_grad.zero_()
+        parameter.summed_grad = None
 
 
 def small_together(gradients: Mapping[Any, RowGradients]) -> DenseRows | None:

@@ -37,6 +37,13 @@ def kept_memory() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+def hand_back() -> None:
+    """Hand back what is free: blocks of another size, which are taken next, would lie beside it."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 @cache
 def _glibc() -> Any:
     if not sys.platform.startswith("linux"):

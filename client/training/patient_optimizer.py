@@ -23,7 +23,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from client.training.clipped_sums import ClippedSums, is_joined, small_together
+from client.training.clipped_sums import LARGE, ClippedSums, is_joined, small_together
 from client.training.lanes import side_by_side
 from client.training.row_gradients import DenseRows, ProductRows, RowGradients, Units
 from common.errors import GuardError
@@ -163,9 +163,11 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
         Added in whole numbers of the grid; divided in float64 and rounded to float32 once, at the end.
         """
         for parameter in self._parameters:
-            if id(parameter) not in self._released:
-                self._released[id(parameter)] = torch.empty(parameter.shape, device=parameter.device)
-            parameter.grad = self._released[id(parameter)]
+            parameter.grad = self._released.pop(id(parameter), None)
+            if parameter.grad is None:
+                parameter.grad = torch.empty(parameter.shape, device=parameter.device)
+            if parameter.numel() < LARGE:
+                self._released[id(parameter)] = parameter.grad
         pieces = [
             (parameter, start)
             for parameter in self._parameters
@@ -210,6 +212,9 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
         self._steps_taken += 1
         self._units_of_step = 0
         self.original_optimizer.step()
+        for parameter in self._parameters:
+            if id(parameter) not in self._released:
+                parameter.grad = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget every gradient, also those of an unfinished logical batch."""

@@ -32,7 +32,7 @@ from client.training.batches import (
     target_tensor,
 )
 from client.training.guard import guard_losses, guard_model, guard_optimizer
-from client.training.kept_memory import kept_memory
+from client.training.kept_memory import hand_back, kept_memory
 from client.training.lanes import copy_beside, lanes_for, side_by_side
 from client.training.patient_optimizer import PatientDPOptimizer
 from client.training.per_row_layers import with_row_gradients
@@ -108,6 +108,8 @@ def train_privately(
     )
 
 
+_MANY_WEIGHTS = 2**22
+"""The memory of chunks, and that of sums and noise, would lie beside each other if both were kept."""
 Load = Callable[[NDArray[np.int64], int], tuple[Tensor, Tensor]]
 """Inputs and targets of some rows of the table, filled up to a number of rows."""
 
@@ -217,7 +219,12 @@ class PrivateSteps:
     def update(self) -> None:
         """Release the sum with its noise and take one step with it."""
         self.decay()
+        is_large = sum(parameter.numel() for parameter in self.wrapped.parameters()) >= _MANY_WEIGHTS
+        if is_large:
+            hand_back()
         self.optimizer.step()
+        if is_large:
+            hand_back()
 
     def _clip(self, number: int, chunk: Chunk, load: Load) -> None:
         inputs, targets = load(chunk.rows, self.chunk_rows)

@@ -183,12 +183,20 @@ class ProductRows:
 
     def add_clipped(self, total: Tensor, factors: Tensor, units: Units, broken: Tensor | None) -> None:
         """Add the gradient of each slot times its factor to float64 `total`."""
-        add_product(total, *self.clipped_factors(factors, units, broken))
+        left, right = self.clipped_factors(factors, units, broken)
+        add_product(total, left, [right])
 
 
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left^T right, of float64 (n, p) and float32 (n, d), to float64 `total` of p * d numbers."""
-    total.view(left.shape[1], right.shape[1]).addmm_(left.T, right.double())
+def add_product(total: Tensor, left: Tensor, rights: Sequence[Tensor]) -> None:
+    """Add left^T right, float64 (n, p) and float32 (n, d) in parts, to float64 `total` of p * d numbers."""
+    whole = total.view(left.shape[1], -1)
+    columns = min(whole.shape[1], max(1, _BLOCK_VALUES // len(left)))
+    block = total.new_empty(len(left), columns)
+    for start in range(0, whole.shape[1], columns):
+        here = whole[:, start : start + columns]
+        right = block[:, : here.shape[1]]
+        torch.cat([some[:, start : start + columns].double() for some in rights], out=right)
+        here.addmm_(left.T, right)
 
 
 def squared_norms(values: Tensor) -> Tensor:
