@@ -27,7 +27,7 @@ from common.privacy.noise import MOST_POSITIONS
 _SMALL = 4096
 """Parameters of at most so many numbers are worked on together."""
 LARGE = 2**17
-"""Of so many numbers: the sum is gone through once for several chunks, and its memory not kept between steps."""
+"""Of so many numbers: the sum is gone through once for several chunks, its memory not kept between steps."""
 _MOST_PENDING = 2**11
 """Rows times positions that wait for it."""
 
