@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.evaluation import PROBABILITY
 from common.released_counts import ReleasedCounts, calibration, metrics_of, noise_of_metrics, operating_point
 from server.exposure import PERHAPS_CHARGED
 from server.update_checks import Outcome
@@ -100,6 +101,7 @@ def _released(line: Line) -> ReleasedCounts:
     return ReleasedCounts(
         classes=line["classes"],
         score_bins=line["score_bins"],
+        score_scale=line.get("score_scale", PROBABILITY),
         counts=line["counts"],
         noise_variance=line["noise_variance"],
     )
