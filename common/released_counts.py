@@ -19,6 +19,7 @@ from common.evaluation import PROBABILITY, CountPlan, bin_edges
 from common.messages import CONFUSION, SCORES
 from common.metrics import METRICS, FloatArray
 from common.operating_point import BALANCED, choose
+from common.recalibration import fit
 
 REDRAWS = 200
 _LEAST_DEVIATIONS = 2.0
@@ -83,6 +84,14 @@ def operating_point(released: ReleasedCounts, *, rule: str = BALANCED) -> dict[s
     scores = released.array(SCORES)
     histograms = np.zeros((2, released.score_bins)) if scores is None else scores[0]
     return choose(histograms, released.edges, deviation=released.stddev(SCORES), rule=rule)
+
+
+def recalibration(released: ReleasedCounts) -> dict[str, Any] | None:
+    """How to correct probabilities, by `common.recalibration.fit`; two classes only."""
+    scores = released.array(SCORES)
+    if released.classes != 2 or scores is None:
+        return None
+    return fit(scores[0], released.edges, deviation=released.stddev(SCORES))
 
 
 def calibration(released: ReleasedCounts) -> list[dict[str, float | None]]:
