@@ -38,6 +38,17 @@ def fit(histograms: FloatArray, edges: FloatArray, *, deviation: float) -> dict[
     }
 
 
+def require_map(points: Any) -> None:
+    """Raise ValueError unless `points` is None or a map that `recalibrated` can follow."""
+    if points is None:
+        return
+    sides = [np.asarray(points[name], np.float64) for name in ("said", "so")]
+    if any(side.ndim != 1 or side.shape != sides[0].shape or not len(side) for side in sides):
+        raise ValueError("recalibration needs as many points said as so")
+    if not all(((side >= 0) & (side <= 1)).all() and (np.diff(side) >= 0).all() for side in sides):
+        raise ValueError("the points of recalibration must rise within 0 to 1")
+
+
 def recalibrated(probabilities: FloatArray, points: Mapping[str, Any]) -> FloatArray:
     """(rows, 2) probabilities by the map `fit` has made, straight lines between its points; NaN stays NaN."""
     finding = np.interp(probabilities[:, 1], points["said"], points["so"])
