@@ -12,7 +12,6 @@ Source of the criterion: Youden, Index for rating diagnostic tests, Cancer 3 (19
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +116,7 @@ def _fixed(
     return point | _stated(histograms, rates, int(at[0]))
 
 
-def _stated(histograms: FloatArray, rates: Rates, edge: int) -> Mapping[str, float]:
+def _stated(histograms: FloatArray, rates: Rates, edge: int) -> dict[str, Any]:
     """Rates of the noised counts themselves: unlike the means over what is believed, they are unbiased."""
     above = histograms[:, edge + 1 :].sum(axis=1) / histograms.sum(axis=1)
     return {

@@ -32,7 +32,7 @@ def score_rows(run: RunRecord) -> tuple[Row, list[Row]]:
     """Header and rows: each score with its interval, and where there is an operating point, also there."""
     point = _mapping(run.test.get("at_operating_point"))
     found = [name for name in SCORES if name in run.test_metrics]
-    rows = [
+    rows: list[Row] = [
         (SCORES[name], figure(run.test_metrics[name]), interval(run.test_intervals.get(name)) or "–")
         for name in found
     ]

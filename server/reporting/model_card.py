@@ -172,7 +172,7 @@ def _validation(run: RunRecord) -> list[str]:
 
 def _held_back(run: RunRecord) -> list[str]:
     metrics = run.test_metrics
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (name, figure(value), interval(run.test_intervals.get(name)) or "–")
         for name, value in metrics.items()
         if value is None or isinstance(value, int | float)
