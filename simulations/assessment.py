@@ -59,7 +59,7 @@ def decisions(probabilities: FloatArray, point: Mapping[str, Any] | None) -> Flo
         called = np.nan_to_num(probabilities, nan=0.0).argmax(axis=1)
     else:
         called = (probabilities[:, 1] >= point["threshold"]).astype(np.int64)
-    return np.eye(probabilities.shape[1])[called]
+    return np.asarray(np.eye(probabilities.shape[1])[called], np.float64)
 
 
 def at_threshold(
@@ -101,7 +101,7 @@ def of_hospital(
     """A hospital's own kind of test patients: rates at the operating point, intervals of two scores."""
     said, targets, units = probabilities[mine], scored.targets[mine], scored.units[mine]
     called = decisions(said, numbers.get("operating_point"))
-    resamples = {"units": units, "resamples": _RESAMPLES_OF_HOSPITALS, "seed": seed}
+    resamples: dict[str, Any] = {"units": units, "resamples": _RESAMPLES_OF_HOSPITALS, "seed": seed}
     area = metrics.bootstrap_ci(said, targets, metrics=("auc",), **resamples)["auc"]
     balanced = metrics.bootstrap_ci(called, targets, metrics=("balanced_accuracy",), **resamples)
     found = metrics.classification_metrics(called, targets)
@@ -131,7 +131,7 @@ def _score_of(scores: Mapping[str, Any], name: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _precision_recall(probabilities: FloatArray, targets: NDArray[np.int64]) -> dict[str, list[float]]:
+def _precision_recall(probabilities: FloatArray, targets: NDArray[np.int64]) -> dict[str, list[float | None]]:
     """The finding's curve, thinned out; empty for more than two classes."""
     points = None
     if probabilities.shape[1] == 2:

@@ -13,7 +13,7 @@ from common.pages.style import COLOURS
 from server.reporting.canvas import drawing, line_style, short
 from server.reporting.run_record import RunRecord
 
-_GUIDE = {"color": "#9aa5b1", "linewidth": 1, "linestyle": ":"}
+_GUIDE: dict[str, Any] = {"color": "#9aa5b1", "linewidth": 1, "linestyle": ":"}
 _MOST_HOSPITALS = 40
 _SHOWN_RATES = ("sensitivity", "specificity")
 
