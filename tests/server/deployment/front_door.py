@@ -126,7 +126,7 @@ class Door:
         settings |= {"upstream": f"127.0.0.1:{self.inner.port}", "authority": tls[1], "state": state}
         self.front = Front(FrontSettings(roster=self.roster, **settings))
         config = configuration(self.front, tls[3], tls[2], settings["max_requests"])
-        self.outer = Served(config, lambda: new_loop(config))
+        self.outer = Served(config, new_loop)
 
     def __enter__(self):
         self.inner.__enter__()

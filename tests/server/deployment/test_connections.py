@@ -13,8 +13,11 @@ import pytest
 from common.flower_programs import free_port, python_module
 from server.deployment import connections
 from server.deployment.seldom import Seldom
+from simulations.benchmarks.process_memory import pss_of
 from tests.server.deployment import front_door
 from tests.server.deployment.front_door import Door, Upstream, head
+
+LARGEST_CONNECTION_BYTES = 400_000
 
 door, people, tls = front_door.door, front_door.people, front_door.tls
 
@@ -86,7 +89,9 @@ def test_a_handshake_that_does_not_come_is_not_waited_for(tls, people, tmp_path,
         assert ended_within(plain, 5) < 1.5
 
 
-def test_the_process_serves_ends_and_may_open_enough_files(tls, people, door, tmp_path):
+@pytest.fixture
+def process(tls, door, tmp_path):
+    """The front in a process of its own, before `door`'s SuperLink; `door` leads to it."""
     port, log = free_port(), (tmp_path / "front.log").open("wb")
     (tmp_path / "state").mkdir()
     options = {"listen": f"127.0.0.1:{port}", "upstream": f"127.0.0.1:{door.inner.port}", "authority": tls[1]}
@@ -106,15 +111,7 @@ def test_the_process_serves_ends_and_may_open_enough_files(tls, people, door, tm
             with contextlib.suppress(OSError), door.connect():
                 break
             time.sleep(0.1)
-        with door.new_client() as client:
-            for _ in range(30):
-                assert client.get("/nowhere").status_code == 404
-            with door.connect() as connection:
-                connection.sendall(b"nonsense\r\n\r\n")
-                assert b" 400 " in connection.recv(4096)
-            answer = client.post("/v1/fleet/get-run", headers=people["a"].headers())
-            assert answer.status_code == 200
-        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[0] > 256
+        yield process
         process.terminate()
         process.wait(10)
         assert "Traceback" not in (tmp_path / "front.log").read_text()
@@ -122,6 +119,29 @@ def test_the_process_serves_ends_and_may_open_enough_files(tls, people, door, tm
         process.kill()
         process.wait()
         log.close()
+
+
+def test_the_process_serves_and_may_open_enough_files(people, door, process):
+    with door.new_client() as client:
+        for _ in range(30):
+            assert client.get("/nowhere").status_code == 404
+        with door.connect() as connection:
+            connection.sendall(b"nonsense\r\n\r\n")
+            assert b" 400 " in connection.recv(4096)
+        answer = client.post("/v1/fleet/get-run", headers=people["a"].headers())
+        assert answer.status_code == 200
+    assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[0] > 256
+
+
+def test_open_connections_keep_little_memory(people, door, process):
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(door.new_client()) for _ in range(41)]
+        sizes = []
+        for client in clients:
+            answer = client.post("/v1/fleet/get-run", content=bytes(700_000), headers=people["a"].headers())
+            assert answer.status_code == 200
+            sizes.append(pss_of({process.pid: "front"})["front"])
+    assert sizes[40] - sizes[0] < 40 * LARGEST_CONNECTION_BYTES
 
 
 def test_a_line_is_logged_once_a_minute_with_a_count():
