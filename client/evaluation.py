@@ -100,7 +100,10 @@ def evaluate_model(site: Site, request: Message, envelope: Envelope) -> Message:
 def count_plan(config: HospitalConfig, plan: PublicPlan) -> CountPlan:
     """Which counts this hospital releases of what a run asks."""
     return CountPlan.of(
-        config.release.metrics, classes=len(plan.data.classes), score_bins=plan.evaluation.score_bins
+        config.release.metrics,
+        classes=len(plan.data.classes),
+        score_bins=plan.evaluation.score_bins,
+        score_scale=plan.evaluation.score_scale,
     )
 
 

@@ -104,6 +104,7 @@ def _line(answer: "Answer") -> dict[str, Any]:
         "file": answer.name,
         "answered": answer.is_answered,
         "probabilities": probabilities,
+        "calibrated": None if answer.calibrated is None else dict(answer.calibrated),
         "decision": answer.decision or None,
         "observed_share": answer.observed,
         "reason": answer.reason or None,
@@ -134,8 +135,12 @@ def _print(stored: "StoredModel", told: Sequence[dict[str, Any]]) -> None:
         said = line["probabilities"] or {}
         shares = [f"{said[name]:.3f}" if name in said else "–" for name in classes]
         why = f"{line['reason']}: {line['what']}" if line["reason"] else ""
+        if stored.recalibration is not None:
+            better = line["calibrated"] or {}
+            shares.append(f"{better[classes[1]]:.3f}" if better else "–")
         rows.append((line["file"], *shares, line["decision"] or "not answered", why))
-    print_table(("file", *classes, "decision", "why not"), rows)
+    corrected = () if stored.recalibration is None else (f"{classes[1]}, calibrated",)
+    print_table(("file", *classes, *corrected, "decision", "why not"), rows)
     answered = sum(line["answered"] for line in told)
     typer.echo(f"{answered} of {len(told)} images answered. Decision: {stored.rule}.")
     typer.echo(RESEARCH_ONLY)

@@ -99,6 +99,13 @@ class EvaluationSection(Section):
     """Score so many earlier models too, evenly spread over the rounds."""
     score_bins: int = Field(default=10, ge=2, le=100)
     """Bins of the histogram of scores, per class: more are finer and noisier."""
+    score_scale: Literal["probability", "logit"] = "probability"
+    """Bins of equal width of the probability, or of its logit: finer near 0 and 1, where a sure model is."""
+    operating_point: str = Field(
+        default="balanced", pattern=r"^(balanced|sensitivity:0?\.\d{1,4}|0?\.\d{1,4})$"
+    )
+    """Where to call the finding, from the noised counts: `balanced` (largest sensitivity + specificity),
+    `sensitivity:0.95` (highest bin edge that reaches it), or a fixed threshold such as `0.5`."""
 
 
 class WireSection(Section):

@@ -4,7 +4,7 @@ The unit is the patient: each validation patient counts once, however many the i
 
 `confusion`: patients by true and predicted class, classes x classes, flattened row by row (true, predicted).
 `scores`: for each scored class (only the finding where there are two) two histograms of the probability of
-    that class over equal bins, first of the patients of the class, then of all others.
+    that class over public bins (`bin_edges`), first of the patients of the class, then of all others.
 
 Guarantee: adding or removing one patient changes one cell of `confusion` by 1 (l2 sensitivity 1) and one cell
 for each scored class of `scores` by 1 (l2 sensitivity sqrt(scored classes)). Both are released as one
@@ -28,6 +28,10 @@ Counts = Mapping[str, list[float]]
 """Counts by kind, flattened; whole numbers, negative ones too where noise was added."""
 
 KINDS = (CONFUSION, SCORES)
+PROBABILITY, LOGIT = "probability", "logit"
+"""Scales on which the bins of a histogram of scores are equally wide."""
+LOGIT_SPAN = 3.0
+"""Bins on the logit scale divide -3..3, probabilities .047 to .953; what lies outside is in the outer two."""
 ROUNDING_VARIANCE = 1 / 12
 """What rounding to whole numbers adds to the variance of the noise (up to 1e-7, from deviation 1 on)."""
 
@@ -41,6 +45,18 @@ def checkpoint_rounds(rounds: int, checkpoints: int) -> tuple[int, ...]:
     return tuple(sorted(spread - {0, rounds}))
 
 
+def bin_edges(score_bins: int, score_scale: str = PROBABILITY) -> npt.NDArray[np.float64]:
+    """(score_bins + 1,) bounds of the bins, from 0 to 1; they depend on no data.
+
+    A model that is sure of most patients crowds them at 0 and 1, where equal bins of the logit are finer.
+    """
+    if score_scale == PROBABILITY:
+        return np.arange(score_bins + 1) / score_bins
+    edges = 1 / (1 + np.exp(-np.linspace(-LOGIT_SPAN, LOGIT_SPAN, score_bins + 1)))
+    edges[0], edges[-1] = 0.0, 1.0
+    return np.asarray(edges)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CountPlan:
     """Which counts are released together; public."""
@@ -51,15 +67,19 @@ class CountPlan:
     """Bins of each histogram of scores."""
     kinds: tuple[str, ...]
     """`confusion`, `scores` or both, in this order."""
+    score_scale: str = PROBABILITY
+    """Scale on which the bins are equally wide."""
 
     @classmethod
-    def of(cls, kinds: Iterable[str], *, classes: int, score_bins: int) -> "CountPlan":
+    def of(
+        cls, kinds: Iterable[str], *, classes: int, score_bins: int, score_scale: str = PROBABILITY
+    ) -> "CountPlan":
         """The plan for these kinds, in any order. Raises ValueError for none or an unknown one."""
         wanted = set(kinds)
         if not wanted or not wanted <= set(KINDS):
             raise ValueError(f"expected some of {list(KINDS)}, got {sorted(wanted)}")
         ordered = tuple(kind for kind in KINDS if kind in wanted)
-        return cls(classes=classes, score_bins=score_bins, kinds=ordered)
+        return cls(classes=classes, score_bins=score_bins, kinds=ordered, score_scale=score_scale)
 
     @property
     def scored_classes(self) -> tuple[int, ...]:
@@ -105,11 +125,19 @@ def count_patients(
     if CONFUSION in counts:
         np.add.at(counts[CONFUSION], (targets, said.argmax(axis=1)), 1)
     if SCORES in counts:
-        bins = np.minimum((said * plan.score_bins).astype(np.int64), plan.score_bins - 1)
+        bins = _bins_of(said, plan)
         for place, label in enumerate(plan.scored_classes):
             is_other = (targets != label).astype(np.int64)
             np.add.at(counts[SCORES][place], (is_other, bins[:, label]), 1)
     return {kind: [float(count) for count in array.ravel()] for kind, array in counts.items()}
+
+
+def _bins_of(said: npt.NDArray[np.float64], plan: CountPlan) -> npt.NDArray[np.int64]:
+    """The bin of each probability; one that lies on an edge is in the bin above it."""
+    if plan.score_scale == PROBABILITY:
+        return np.minimum((said * plan.score_bins).astype(np.int64), plan.score_bins - 1)
+    inner = bin_edges(plan.score_bins, plan.score_scale)[1:-1]
+    return np.searchsorted(inner, said, side="right").astype(np.int64)
 
 
 def noised(

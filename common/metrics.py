@@ -2,13 +2,12 @@
 
 Everywhere `probabilities` is (rows, classes) and `targets` (rows,) with labels 0..classes-1. With two classes
 the last one is the finding, the positive class, and a row is called positive when its probability exceeds
-one half. With more classes a score is the plain mean over classes, each against the rest. A score is
-undefined without rows, where it would divide by zero, and where a probability is not finite (a model that
-diverged). All of them are computed on patients: private.
+one half. With more classes a score is the mean over classes, each against the rest. A score is undefined
+without rows, where it would divide by zero, and where a probability is not finite. All are private.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +37,7 @@ def auc(probabilities: AnyArray, targets: AnyArray) -> float | None:
         return None
     areas = [
         float(roc_auc_score(targets == positive, probabilities[:, positive]))
-        for positive in _scored_classes(probabilities.shape[1])
+        for positive in scored_classes(probabilities.shape[1])
         if 0 < np.count_nonzero(targets == positive) < len(targets)
     ]
     return float(np.mean(areas)) if areas else None
@@ -141,7 +140,7 @@ def brier(probabilities: AnyArray, targets: AnyArray) -> float | None:
     if not len(targets) or not np.isfinite(probabilities).all():
         return None
     squares = (probabilities - np.eye(probabilities.shape[1])[targets]) ** 2
-    return float(squares[:, list(_scored_classes(probabilities.shape[1]))].sum(axis=1).mean())
+    return float(squares[:, list(scored_classes(probabilities.shape[1]))].sum(axis=1).mean())
 
 
 def bootstrap_ci(
@@ -169,7 +168,7 @@ def bootstrap_ci(
     samples = bootstrap_samples(
         probabilities, targets, units=units, metrics=metrics, resamples=resamples, seed=seed
     )
-    return {name: _percentiles(values, confidence) for name, values in samples.items()}
+    return {name: percentiles(values, confidence) for name, values in samples.items()}
 
 
 def bootstrap_samples(
@@ -185,14 +184,21 @@ def bootstrap_samples(
 
     The draws depend on seed, number of rows and units only, so models on the same rows are paired.
     """
-    unit_of_row = np.arange(len(targets)) if units is None else np.unique(units, return_inverse=True)[1]
-    random = np.random.Generator(np.random.PCG64(seed))
-    at_once = max(1, _ENTRIES_AT_ONCE // len(targets))
-    parts = []
-    for start in range(0, resamples, at_once):
-        weights = _unit_counts(random, min(at_once, resamples - start), int(unit_of_row.max()) + 1)
-        parts.append(_weighted_metrics(probabilities, targets, weights[:, unit_of_row], metrics))
+    parts = [
+        _weighted_metrics(probabilities, targets, weights, metrics)
+        for weights in resampled_rows(len(targets), units=units, resamples=resamples, seed=seed)
+    ]
     return {name: np.concatenate([part[name] for part in parts]) for name in metrics}
+
+
+def resampled_rows(rows: int, *, units: AnyArray | None, resamples: int, seed: int) -> Iterator[FloatArray]:
+    """How often each row is drawn with its unit, (some resamples, rows) at a time, as memory allows."""
+    unit_of_row = np.arange(rows) if units is None else np.unique(units, return_inverse=True)[1]
+    random = np.random.Generator(np.random.PCG64(seed))
+    at_once = max(1, _ENTRIES_AT_ONCE // rows)
+    for start in range(0, resamples, at_once):
+        drawn = _unit_counts(random, min(at_once, resamples - start), int(unit_of_row.max()) + 1)
+        yield drawn[:, unit_of_row]
 
 
 def _unit_counts(random: np.random.Generator, resamples: int, num_units: int) -> FloatArray:
@@ -213,7 +219,7 @@ def _weighted_metrics(
     if "auc" in metrics:
         areas = [
             _weighted_auc(probabilities[:, positive], targets == positive, weights)
-            for positive in _scored_classes(classes)
+            for positive in scored_classes(classes)
         ]
         values["auc"] = _mean_of_defined(np.stack(areas, axis=1))
     return values
@@ -253,7 +259,7 @@ def _scores_of_counts(counts: FloatArray) -> dict[str, FloatArray]:
     return result | {name: _mean_of_defined(values) for name, values in means.items()}
 
 
-def _scored_classes(classes: int) -> Sequence[int]:
+def scored_classes(classes: int) -> Sequence[int]:
     """Classes that are scored against the rest: only the finding when there are two."""
     return [1] if classes == 2 else range(classes)
 
@@ -269,7 +275,8 @@ def _mean_of_defined(values: FloatArray) -> FloatArray:
     return _ratio(np.nansum(values, axis=1), np.isfinite(values).sum(axis=1).astype(np.float64))
 
 
-def _percentiles(values: FloatArray, confidence: float) -> tuple[float, float] | None:
+def percentiles(values: FloatArray, confidence: float) -> tuple[float, float] | None:
+    """The middle share `confidence` of resampled values; None where more than 5 % are undefined."""
     defined = values[np.isfinite(values)]
     if len(defined) < (1 - _LARGEST_UNDEFINED_SHARE) * len(values):
         return None

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from common.evaluation import CountPlan
+from common.evaluation import PROBABILITY, CountPlan, bin_edges
 from common.messages import CONFUSION, SCORES
 from common.metrics import METRICS, FloatArray
+from common.operating_point import BALANCED, choose
+from common.recalibration import fit
 
 REDRAWS = 200
 _LEAST_DEVIATIONS = 2.0
@@ -34,6 +36,13 @@ class ReleasedCounts:
     """By kind, flattened as in `common.evaluation`; only kinds that some hospital has released."""
     noise_variance: Mapping[str, float] = field(default_factory=dict)
     """By kind: variance of the noise on every cell of the sum; 0 for exact counts."""
+    score_scale: str = PROBABILITY
+    """Scale on which the bins of the scores are equally wide."""
+
+    @property
+    def edges(self) -> FloatArray:
+        """Bounds of the bins of the scores."""
+        return bin_edges(self.score_bins, self.score_scale)
 
     def plan(self, kind: str) -> CountPlan:
         """The shapes of one kind."""
@@ -65,37 +74,24 @@ def noise_of_metrics(released: ReleasedCounts, *, redraws: int = REDRAWS) -> dic
     return {name: _spread(values[1:]) for name, values in redrawn.items()}
 
 
-def operating_point(released: ReleasedCounts) -> dict[str, Any] | None:
-    """The bin edge at which sensitivity + specificity - 1 (Youden's J) is largest; two classes only.
+def operating_point(released: ReleasedCounts, *, rule: str = BALANCED) -> dict[str, Any] | None:
+    """Where to call the finding, by `common.operating_point.choose`; two classes only.
 
-    `threshold`: call the finding where its probability is at least this. None where no edge is better than
-    the noise on it would explain.
+    A fixed threshold needs no counts; any other rule gives None without them.
     """
+    if released.classes != 2:
+        return None
+    scores = released.array(SCORES)
+    histograms = np.zeros((2, released.score_bins)) if scores is None else scores[0]
+    return choose(histograms, released.edges, deviation=released.stddev(SCORES), rule=rule)
+
+
+def recalibration(released: ReleasedCounts) -> dict[str, Any] | None:
+    """How to correct probabilities, by `common.recalibration.fit`; two classes only."""
     scores = released.array(SCORES)
     if released.classes != 2 or scores is None:
         return None
-    deviation = released.stddev(SCORES)
-    drawn = _redrawn(scores, deviation, REDRAWS)[:, 0]
-    totals = drawn.sum(axis=2)
-    if (totals[0] <= _least(deviation, released.score_bins)).any():
-        return None
-    # Share of patients in the bins from edge 1, 2, ... upwards.
-    above = drawn[:, :, ::-1].cumsum(axis=2)[:, :, -2::-1]
-    shares = np.divide(
-        above, totals[:, :, None], out=np.full_like(above, np.nan), where=totals[:, :, None] > 0
-    )
-    youden = shares[:, 0] - shares[:, 1]
-    best = int(youden[0].argmax())
-    noise = float(np.nanstd(youden[1:, best]))
-    if not youden[0, best] > _LEAST_DEVIATIONS * noise:
-        return None
-    return {
-        "threshold": (best + 1) / released.score_bins,
-        "source": "noised validation counts, largest sensitivity + specificity - 1 over bin edges",
-        "sensitivity": float(np.clip(shares[0, 0, best], 0, 1)),
-        "specificity": float(np.clip(1 - shares[0, 1, best], 0, 1)),
-        "noise": noise,
-    }
+    return fit(scores[0], released.edges, deviation=released.stddev(SCORES))
 
 
 def calibration(released: ReleasedCounts) -> list[dict[str, float | None]]:
@@ -112,8 +108,8 @@ def calibration(released: ReleasedCounts) -> list[dict[str, float | None]]:
         return []
     return [
         {
-            "lower": bin_ / released.score_bins,
-            "upper": (bin_ + 1) / released.score_bins,
+            "lower": float(released.edges[bin_]),
+            "upper": float(released.edges[bin_ + 1]),
             "patients": max(0.0, float(total[bin_])),
             "observed": float(np.clip(positives[bin_] / total[bin_], 0, 1)) if total[bin_] > least else None,
         }

@@ -100,6 +100,7 @@ def _evaluate(federation: Federation, state: RunState, hospitals: Sequence[Hospi
         "model_sha256": sha256,
         "classes": len(config.data.classes),
         "score_bins": config.evaluation.score_bins,
+        "score_scale": config.evaluation.score_scale,
         "hospitals": {name: one.to_dict() for name, one in sorted(asked.items())},
         "counts": counts,
         "noise_variance": variance,

@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.released_counts import ReleasedCounts, calibration, metrics_of, noise_of_metrics, operating_point
+from common.evaluation import PROBABILITY
+from common.operating_point import BALANCED
+from common.released_counts import (
+    ReleasedCounts,
+    calibration,
+    metrics_of,
+    noise_of_metrics,
+    operating_point,
+    recalibration,
+)
 from server.exposure import PERHAPS_CHARGED
 from server.update_checks import Outcome
 
@@ -66,13 +75,20 @@ def validation_costs(folder: Path) -> dict[str, dict[str, Any]]:
     return costs
 
 
-def model_numbers(folder: Path, *, model_sha256: str | None = None) -> dict[str, Any]:
-    """What travels with the model and was fitted on patients: a threshold and a table, from noised counts."""
+def model_numbers(
+    folder: Path, *, model_sha256: str | None = None, classes: int = 2, rule: str = BALANCED
+) -> dict[str, Any]:
+    """What travels with the model and was fitted on patients: threshold, table and map, from noised counts.
+
+    `rule` says how the threshold is chosen (`common.operating_point`); a fixed one needs no counts.
+    """
     final = _final(folder, model_sha256)
-    if final is None:
-        return {"operating_point": None, "calibration": []}
-    released = _released(final)
-    return {"operating_point": operating_point(released), "calibration": calibration(released)}
+    released = ReleasedCounts(classes=classes, score_bins=2) if final is None else _released(final)
+    return {
+        "operating_point": operating_point(released, rule=rule),
+        "calibration": calibration(released),
+        "recalibration": recalibration(released),
+    }
 
 
 def _scores(line: Line) -> dict[str, Any]:
@@ -100,6 +116,7 @@ def _released(line: Line) -> ReleasedCounts:
     return ReleasedCounts(
         classes=line["classes"],
         score_bins=line["score_bins"],
+        score_scale=line.get("score_scale", PROBABILITY),
         counts=line["counts"],
         noise_variance=line["noise_variance"],
     )

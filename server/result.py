@@ -87,7 +87,12 @@ def write_model(folder: RunFolder, config: FederationConfig, state: RunState) ->
         "parameters": sum(array.size for array in model.values()),
         "sha256": sha256,
         "final_model": config.server.final_model,
-        **model_numbers(folder.path, model_sha256=sha256),
+        **model_numbers(
+            folder.path,
+            model_sha256=sha256,
+            classes=len(config.data.classes),
+            rule=config.evaluation.operating_point,
+        ),
         "privacy": _privacy(config, state, outsider_costs(config, state, folder.metrics())),
     }
     write_json_atomically(folder.path / MODEL_DESCRIPTION, description)

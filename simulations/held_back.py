@@ -7,7 +7,7 @@ file holds pixels, labels and numbers, no patient id.
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +20,8 @@ from common.errors import DataError
 from common.examples import Examples
 from common.files import write_bytes_atomically
 from simulations.partition import Partition, majority_labels
+from simulations.subgroups import GROUPS as STRATA
+from simulations.subgroups import strata_of
 
 TEST_SHARE = 0.25
 """Share of patients held back where the data name no test split."""
@@ -48,6 +50,8 @@ class ScoredSet:
     """(rows,) which patient, by number."""
     hospitals: NDArray[np.int64]
     """(rows,) position on the roster of the hospital whose kind of patient it is; -1 for none."""
+    strata: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    """By `sex` and `age`, as far as the data have them, (rows,) group number (`simulations.subgroups`)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,14 +64,24 @@ class HeldBack:
 
     @classmethod
     def of(
-        cls, decoded: DecodedRecords, split: Split, *, groups: Sequence[str] | None, partition: Partition
+        cls,
+        decoded: DecodedRecords,
+        split: Split,
+        *,
+        groups: Sequence[str] | None,
+        partition: Partition,
+        columns: Mapping[str, str] | None = None,
     ) -> Self:
-        """Collect the held-back rows; with `groups`, a row belongs to the hospital of its value."""
+        """Collect the held-back rows; with `groups`, a row belongs to the hospital of its value.
+
+        `columns` names those of sex and age; without it usual names are looked for. Raises ConfigError.
+        """
+        strata = strata_of(decoded.groups, columns=columns or {})
         hospital_of_value = _hospital_of_value(groups, partition)
         named = {VALIDATION: split.validation, TEST: split.test}
         return cls(
             sets={
-                name: _scored(decoded.examples, units, groups, hospital_of_value)
+                name: _scored(decoded.examples, units, groups, hospital_of_value, strata)
                 for name, units in named.items()
                 if len(units)
             },
@@ -141,8 +155,9 @@ def write_held_back(path: Path, held_back: HeldBack) -> None:
     """Write the splits as one `.npz` of numbers, for this user only."""
     arrays: dict[str, NDArray[Any]] = {"is_named": np.array(held_back.is_named)}
     for name, scored in held_back.sets.items():
-        for field in ("images", "targets", "units", "hospitals"):
-            arrays[f"{name}_{field}"] = getattr(scored, field)
+        for kind in ("images", "targets", "units", "hospitals"):
+            arrays[f"{name}_{kind}"] = getattr(scored, kind)
+        arrays |= {f"{name}_of_{stratum}": of_row for stratum, of_row in scored.strata.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     write_bytes_atomically(path, buffer.getvalue(), mode=0o600)
@@ -158,6 +173,11 @@ def read_held_back(path: Path) -> HeldBack:
                     targets=archive[f"{name}_targets"],
                     units=archive[f"{name}_units"],
                     hospitals=archive[f"{name}_hospitals"],
+                    strata={
+                        stratum: archive[f"{name}_of_{stratum}"]
+                        for stratum in STRATA
+                        if f"{name}_of_{stratum}" in archive
+                    },
                 )
                 for name in SPLITS
                 if f"{name}_images" in archive
@@ -186,7 +206,10 @@ def _scored(
     units: NDArray[np.int64],
     groups: Sequence[str] | None,
     hospital_of_value: Mapping[str, int],
+    strata: Mapping[str, NDArray[np.int64]],
 ) -> ScoredSet:
+    rows = [examples.unit_rows.of(unit) for unit in units.tolist()]
+    picked = np.concatenate(rows) if rows else np.zeros(0, np.int64)
     table = examples.select_units(units)
     hospitals = [-1 if groups is None else hospital_of_value.get(groups[unit], -1) for unit in units.tolist()]
     return ScoredSet(
@@ -194,4 +217,5 @@ def _scored(
         targets=table.targets,
         units=table.units,
         hospitals=np.array(hospitals, np.int64)[table.units],
+        strata={stratum: of_row[picked] for stratum, of_row in strata.items()},
     )

@@ -96,6 +96,13 @@ def prepare(scenario: Scenario) -> Prepared:
         channels=images.preprocessing.channels,
         units_per_hospital=sizes[len(sizes) // 2],
     )
+    held_back = HeldBack.of(
+        images.decoded,
+        split,
+        groups=groups,
+        partition=partition,
+        columns={"sex": scenario.sex_column, "age": scenario.age_column},
+    )
     config = with_folder(settle(scenario, facts), folder, num_hospitals=len(partition.hospitals))
     _check_hospitals_can_follow(scenario, config, unit=facts.unit)
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +120,6 @@ def prepare(scenario: Scenario) -> Prepared:
         for name, units in partition.hospitals.items()
     )
     write_json_atomically(folder / HOSPITALS / ROSTER, {"hospitals": [h.name for h in hospitals]})
-    held_back = HeldBack.of(images.decoded, split, groups=groups, partition=partition)
     write_held_back(folder / HELD_BACK, held_back)
     write_bytes_atomically(folder / SCENARIO, to_toml(scenario).encode())
     return Prepared(

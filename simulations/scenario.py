@@ -44,6 +44,10 @@ class Scenario(Section):
     """CSV: column of the frame or slice to read."""
     volume_column: str = ""
     """CSV: column of a 4-D file's volume."""
+    sex_column: str = ""
+    """CSV: column of the sex, for scores by group; a usual name is found."""
+    age_column: str = ""
+    """CSV: column of the age in years, for scores by group; a usual name is found."""
     image_size: int | None = Field(default=None, ge=8, le=2048)
     """Side of the square image; as in the data for a `.npz`, else 64."""
     channels: Literal[1, 3] | None = None

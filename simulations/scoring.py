@@ -69,12 +69,16 @@ class Scoring:
             self._watcher.join()
         self._score_checkpoint()
         model = self._folder / "model.safetensors"
-        final = self._ask({"do": "final", "path": str(model), "hospitals": self._hospitals})
+        numbers = _read(self._folder / "model.json")
+        final = self._ask(
+            {"do": "final", "path": str(model), "hospitals": self._hospitals, "numbers": numbers}
+        )
         content = {
             "per_round": self.points,
             "test": final["splits"].get("test"),
             "validation": final["splits"].get("validation"),
             "hospitals": final["hospitals"],
+            "worst_hospital": final["worst_hospital"],
         }
         write_json_atomically(self._folder / EVALUATION, content)
         return content
@@ -143,6 +147,8 @@ def complete_result(folder: Path, evaluation: Mapping[str, Any], *, engine: str)
     for split, name in (("test", "test"), ("validation", "held_back_validation")):
         if scored := evaluation.get(split):
             result[name] = scored["metrics"] | {"ci95": scored["ci95"]}
+            result[name] |= {key: scored[key] for key in ("at_operating_point", "subgroups") if key in scored}
+    result["worst_hospital"] = evaluation.get("worst_hospital", {})
     result["time"] = result.get("time", {}) | times_of_rounds(_lines(folder / "metrics.jsonl"))
     for hospital in result.get("hospitals", []):
         hospital["test"] = evaluation["hospitals"].get(hospital["name"], {})

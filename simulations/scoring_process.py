@@ -18,8 +18,10 @@ from common.config import FederationConfig
 from common.errors import FederationError
 from common.parameters import Parameters, read_safetensors, write_safetensors
 from common.preprocessing import Preprocessing
+from common.probability_scores import probability_intervals, probability_scores
 from common.scoring import ROWS_AT_ONCE, image_probabilities
 from common.tasks import Task, make_task
+from simulations.assessment import assessment, of_hospital, worst_hospital
 from simulations.held_back import HeldBack, ScoredSet, read_held_back
 
 _MOST_ROC_POINTS = 200
@@ -85,12 +87,16 @@ class Scorer:
                 name: self.task.metrics(said[name], scored.targets)
                 for name, scored in self.held_back.sets.items()
             }
+        numbers = wanted.get("numbers", {})
+        hospitals = self._hospitals(said, wanted["hospitals"], numbers)
         return {
             "splits": {
                 name: evaluation(said[name], scored, classes=self.task.classes, seed=self._seed)
+                | assessment(said[name], scored, numbers=numbers, seed=self._seed)
                 for name, scored in self.held_back.sets.items()
             },
-            "hospitals": self._hospitals(said, wanted["hospitals"]),
+            "hospitals": hospitals,
+            "worst_hospital": worst_hospital(hospitals),
         }
 
     def _checkpoint(self, folder: Path) -> Parameters:
@@ -123,7 +129,9 @@ class Scorer:
             ]
         return self._features[split]
 
-    def _hospitals(self, said: Mapping[str, FloatArray], names: list[str]) -> dict[str, Any]:
+    def _hospitals(
+        self, said: Mapping[str, FloatArray], names: list[str], numbers: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Scores on each hospital's own kind of test patients, where the data say whose they are."""
         test = self.held_back.sets["test"]
         result = {}
@@ -132,7 +140,8 @@ class Scorer:
             if mine.any():
                 scores = self.task.metrics(said["test"][mine], test.targets[mine])
                 counts = {"images": int(mine.sum()), "patients": len(np.unique(test.units[mine]))}
-                result[name] = scores | counts
+                more = of_hospital(said["test"], test, mine, numbers=numbers, seed=self._seed)
+                result[name] = scores | counts | more
         return result
 
 
@@ -145,8 +154,10 @@ def evaluation(
     intervals = metrics.bootstrap_ci(
         probabilities, targets, units=scored.units, metrics=_INTERVALS, seed=seed
     )
+    intervals |= probability_intervals(probabilities, targets, units=scored.units, seed=seed)
     return {
-        "metrics": metrics.classification_metrics(probabilities, targets),
+        "metrics": metrics.classification_metrics(probabilities, targets)
+        | probability_scores(probabilities, targets),
         "ci95": {name: interval and list(interval) for name, interval in intervals.items()},
         "roc": _roc(probabilities, targets, classes),
         "calibration": {

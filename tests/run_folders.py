@@ -132,3 +132,63 @@ def build_evaluation(rounds, classes=("normal", "pneumonia")):
         "validation": None,
         "hospitals": {},
     }
+
+
+def add_assessment(folder: Path):
+    """What a simulation adds for a reviewer: operating point, curves, groups, hospitals."""
+    path = folder / "evaluation.json"
+    content = json.loads(path.read_text())
+    content["test"] |= {
+        "precision_recall": {"recall": [0.0, 0.5, 1.0], "precision": [1.0, 0.9, 0.6]},
+        "roc_band": {"fpr": [0.0, 0.5, 1.0], "low": [0.0, 0.8, 1.0], "high": [0.3, 0.99, 1.0]},
+        "thresholds": {
+            "threshold": [at / 10 for at in range(11)],
+            "sensitivity": [1 - at / 20 for at in range(11)],
+            "specificity": [at / 10 for at in range(11)],
+        },
+        "at_operating_point": {
+            "threshold": 0.8,
+            "source": "noised validation counts",
+            "metrics": {"accuracy": 0.91, "precision": 0.94, "recall": 0.93, "specificity": 0.88},
+            "ci95": {"accuracy": [0.9, 0.92], "recall": [0.9, 0.96]},
+            "confusion": [[44, 6], [7, 93]],
+        },
+        "recalibrated": {
+            "method": "isotonic regression",
+            "ece": 0.021,
+            "brier": 0.071,
+            "calibration": {
+                "mean_predicted": [0.1, 0.9],
+                "fraction_positive": [0.15, 0.88],
+                "count": [9, 11],
+            },
+        },
+        "subgroups": [
+            {
+                "by": "sex",
+                "group": "female",
+                "suppressed": False,
+                "patients": 61,
+                "rates_suppressed": False,
+                "metrics": {"auc": 0.862, "accuracy": 0.9, "balanced_accuracy": 0.89, "recall": 0.92},
+                "ci95": {},
+            },
+            {
+                "by": "sex",
+                "group": "male",
+                "suppressed": False,
+                "patients": 52,
+                "rates_suppressed": True,
+                "metrics": {"accuracy": 0.913},
+                "ci95": {},
+            },
+            {"by": "age", "group": "under 18", "suppressed": True},
+        ],
+    }
+    content["hospitals"] = {
+        "north": {"auc": 0.84, "images": 70, "ci95": {"auc": [0.8, 0.88]}},
+        "south": {"auc": 0.9, "images": 80, "ci95": {"auc": [0.87, 0.93]}},
+    }
+    content["worst_hospital"] = {"auc": {"hospital": "north", "value": 0.84}}
+    path.write_text(json.dumps(content))
+    return folder

@@ -285,6 +285,8 @@ def values_for(annotation, field):
         if hasattr(m, name)
     }
     if any(hasattr(m, "pattern") for m in field.metadata):
+        if "sensitivity" in str(field.metadata):
+            return st.sampled_from(["balanced", "sensitivity:0.95", "0.5", ".25"])
         return st.sampled_from(
             ["auto", "cpu", "cuda:1"] if "cuda" in str(field.metadata) else ["a", "B-2.x_y"]
         )

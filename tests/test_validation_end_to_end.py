@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from common.evaluation import bin_edges
 from common.hospital_config import HospitalConfig
 from common.metrics import classification_metrics, confusion_matrix
+from common.operating_point import choose
 from common.settings import load, to_toml
 from simulations.generated_data import write_generated_data
 from simulations.preparation import prepare
@@ -63,4 +65,21 @@ def test_the_result_keeps_training_and_validation_apart(outcome):
         assert 0 < hospital["validation_epsilon"] <= 50.0
         assert hospital["validation_epsilon"] == pytest.approx(result["validation"]["epsilon"], rel=1e-3)
     described = json.loads((outcome.folder / "model.json").read_text())
-    assert {"operating_point", "calibration"} <= set(described)
+    assert {"operating_point", "calibration", "recalibration"} <= set(described)
+
+
+def test_the_test_split_is_scored_at_the_threshold_that_travels_with_the_model(outcome):
+    """The point is what the released counts give, and the test patients have no part in it."""
+    described = json.loads((outcome.folder / "model.json").read_text())
+    point, there = described["operating_point"], outcome.result["test"]["at_operating_point"]
+    (line,) = map(json.loads, (outcome.folder / "evaluations.jsonl").read_text().splitlines())
+    histograms = np.reshape(line["counts"]["scores"], (2, 20))
+    deviation = line["noise_variance"]["scores"] ** 0.5
+    assert point == choose(histograms, bin_edges(20), deviation=deviation)
+    assert there["threshold"] == point["threshold"]
+    assert there == outcome.evaluation["test"]["at_operating_point"]
+    low, high = there["ci95"]["balanced_accuracy"]
+    assert low <= there["metrics"]["balanced_accuracy"] <= high
+    assert outcome.result["test"]["average_precision"] is not None
+    report = (outcome.folder / "report.html").read_text()
+    assert f"called from {there['threshold']:.3f}".replace("0.", ".") in report

@@ -17,6 +17,7 @@ from client.prediction.doubts import Doubt, Rule, find_doubt
 from client.prediction.inputs import Input
 from client.prediction.stored_model import StoredModel
 from common.preprocessing import Picture, eight_bits
+from common.recalibration import recalibrated
 from common.scoring import image_probabilities
 
 SHOWN_SIDE = 512
@@ -38,6 +39,8 @@ class Answer:
     """The same for a person, with what to do."""
     observed: float | None = None
     """Share of validation patients with the finding among those whom the model gave a like probability."""
+    calibrated: Mapping[str, float] | None = None
+    """Probabilities after the correction that is stored with the model; None where none is."""
     picture: Image.Image | None = None
     """To be shown, where asked for and readable."""
     heat: NDArray[np.float32] | None = None
@@ -128,6 +131,7 @@ def _answered(
                 probabilities=dict(zip(stored.task.classes, said[place].tolist(), strict=True)),
                 decision=stored.task.classes[decided[place]],
                 observed=_observed(stored.description, said[place]),
+                calibrated=_calibrated(stored, said[place]),
                 picture=read.picture,
                 heat=None if heat is None else heat[place],
                 explained="" if heat is None else stored.task.classes[explained[place]],
@@ -152,6 +156,13 @@ def _heat(stored: StoredModel, images: NDArray[np.uint8], classes: NDArray[np.in
 
 def _refused(asked: Input, reason: str, words: str, picture: Image.Image | None = None) -> Answer:
     return Answer(name=asked.name, probabilities=None, reason=reason, words=words, picture=picture)
+
+
+def _calibrated(stored: StoredModel, said: NDArray[np.float64]) -> Mapping[str, float] | None:
+    if stored.recalibration is None:
+        return None
+    better = recalibrated(said[None], stored.recalibration)[0]
+    return dict(zip(stored.task.classes, better.tolist(), strict=True))
 
 
 def _observed(description: Mapping[str, Any], said: NDArray[np.float64]) -> float | None:

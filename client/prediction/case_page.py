@@ -95,7 +95,9 @@ def _pictures(answer: Answer) -> Html:
 def _numbers(answer: Answer) -> Html:
     if answer.probabilities is None:
         return Html("")
+    better = answer.calibrated or {}
     rows = [(name, figure(value)) for name, value in answer.probabilities.items()]
+    rows += [(f"{name}, calibrated on noised counts", figure(value)) for name, value in better.items()]
     seen = ""
     if answer.observed is not None:
         seen = (

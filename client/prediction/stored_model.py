@@ -10,6 +10,7 @@ from common.config import ModelSpec
 from common.errors import ConfigError, FederationError, ModelError
 from common.files import manifest_problem
 from common.preprocessing import Preprocessing
+from common.recalibration import require_map
 from common.settings import parse
 from common.tasks import Task, make_task
 
@@ -44,6 +45,12 @@ class StoredModel:
     def sha256(self) -> str:
         """Hash of the weights, `common.parameters.parameters_sha256`."""
         return str(self.description["sha256"])
+
+    @property
+    def recalibration(self) -> Mapping[str, Any] | None:
+        """How to correct the finding's probability (`common.recalibration`); None where none is stored."""
+        points = self.description.get("recalibration")
+        return points if points and len(self.task.classes) == 2 else None
 
     @property
     def rule(self) -> str:
@@ -86,6 +93,7 @@ def _stored(folder: Path, description: Mapping[str, Any]) -> StoredModel:
     threshold = None if point is None else float(point["threshold"])
     if threshold is not None and not (0 <= threshold <= 1 and len(task.classes) == 2):
         raise ValueError(f"operating point {threshold} of {len(task.classes)} classes")
+    require_map(description.get("recalibration"))
     result = _json(folder / RESULT) if (folder / RESULT).is_file() else {}
     return StoredModel(
         network=_network(folder / WEIGHTS, spec, sha256=str(description["sha256"])),

@@ -21,6 +21,14 @@ class Plot:
     alt: str
     """What the picture shows, for who cannot see it."""
     png: bytes
+    svg: bytes = b""
+    """The same as lines and text, where it was drawn so; a page then shows this one."""
+
+    @property
+    def address(self) -> str:
+        """The picture itself as the address of an image."""
+        kind, content = ("svg+xml", self.svg) if self.svg else ("png", self.png)
+        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def document(title: str, *content: Html) -> str:
@@ -43,7 +51,7 @@ def images(plots: Iterable[Plot | None]) -> Html:
     figures = [
         tag(
             "figure",
-            tag("img", src=f"data:image/png;base64,{base64.b64encode(plot.png).decode()}", alt=plot.alt),
+            tag("img", src=plot.address, alt=plot.alt),
             tag("figcaption", plot.title),
         )
         for plot in plots

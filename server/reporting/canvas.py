@@ -1,9 +1,10 @@
-"""One picture as PNG with a text that says the same (matplotlib, drawn off screen).
+"""One picture as PNG, or as PNG and SVG, with a text that says the same (matplotlib, drawn off screen).
 
 Names of classes and hospitals come from elsewhere: they are drawn as plain text, never as formulas.
 """
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,21 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 @contextmanager
 def canvas(*, width: float = 6.4, height: float = 4.0) -> Iterator[tuple["Axes", Callable[[], bytes]]]:
     """Empty axes and the function that renders them to PNG; width and height in inches."""
+    with _axes(width, height) as (axes, save):
+        yield axes, lambda: save("png")
+
+
+@contextmanager
+def drawing(
+    *, width: float = 6.4, height: float = 4.0
+) -> Iterator[tuple["Axes", Callable[[], dict[str, bytes]]]]:
+    """Like `canvas`, rendered to `png` and to `svg`, which is sharp in print and has its texts as text."""
+    with _axes(width, height) as (axes, save):
+        yield axes, lambda: {"png": save("png"), "svg": _bare_svg(save("svg"))}
+
+
+@contextmanager
+def _axes(width: float, height: float) -> Iterator[tuple["Axes", Callable[[str], bytes]]]:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -35,6 +51,8 @@ def canvas(*, width: float = 6.4, height: float = 4.0) -> Iterator[tuple["Axes",
         "axes.axisbelow": True,
         "grid.color": "#e3e8ed",
         "legend.frameon": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "hospital-federation",
     }
     with matplotlib.rc_context(look), warnings.catch_warnings():
         # A name in a script that the font lacks is drawn as boxes; its text stands in the tables.
@@ -42,12 +60,19 @@ def canvas(*, width: float = 6.4, height: float = 4.0) -> Iterator[tuple["Axes",
         picture = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(picture)
 
-        def render() -> bytes:
+        def save(kind: str) -> bytes:
             buffer = io.BytesIO()
-            picture.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+            said = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
+            picture.savefig(buffer, format=kind, dpi=130, metadata=said)
             return buffer.getvalue()
 
-        yield picture.add_subplot(), render
+        yield picture.add_subplot(), save
+
+
+def _bare_svg(content: bytes) -> bytes:
+    """The element `svg` alone: no document type and no metadata, which name addresses."""
+    text = content.decode()
+    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL).encode()
 
 
 def line_style(index: int) -> dict[str, Any]:

@@ -4,6 +4,14 @@ import string
 from collections.abc import Iterable, Sequence
 
 from common.pages.html import date, figure, interval, quantity, spent, tiny_bound
+from server.reporting.evaluation_part import (
+    group_note,
+    group_rows,
+    recalibration_note,
+    score_note,
+    score_rows,
+    worst_note,
+)
 from server.reporting.privacy_statement import PrivacyStatement, outsider_epsilon, privacy_statement
 from server.reporting.run_record import RunRecord
 from server.reporting.small_print import limits, versions
@@ -164,17 +172,27 @@ def _validation(run: RunRecord) -> list[str]:
 
 def _held_back(run: RunRecord) -> list[str]:
     metrics = run.test_metrics
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (name, figure(value), interval(run.test_intervals.get(name)) or "–")
         for name, value in metrics.items()
         if value is None or isinstance(value, int | float)
     ]
+    header: tuple[str, ...] = ("score", "value", "95 % interval")
+    if run.test.get("at_operating_point"):
+        header, rows = score_rows(run)
     if not rows:
         return ["No held-back test split was scored. Score the model on your own held-out patients."]
     return [
         f"On {run.unit}s of the held-back test split; 95 % intervals by bootstrap over {run.unit}s.",
-        _table(("score", "value", "95 % interval"), rows),
+        _table(header, rows),
+        *(plain(text) for text in (score_note(run), recalibration_note(run), worst_note(run)) if text),
+        *_groups(run),
     ]
+
+
+def _groups(run: RunRecord) -> list[str]:
+    header, rows = group_rows(run)
+    return [plain(group_note(run)), _table(header, rows)] if rows else []
 
 
 def _provenance(run: RunRecord) -> list[str]:

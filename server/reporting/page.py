@@ -20,6 +20,15 @@ from common.pages.html import (
     tiny_bound,
 )
 from common.settings import to_flat
+from server.reporting.evaluation_part import (
+    SCORES,
+    groups_section,
+    notes,
+    recalibration_note,
+    score_note,
+    score_rows,
+    worst_note,
+)
 from server.reporting.participation_grid import participation_section
 from server.reporting.privacy_statement import PrivacyStatement, outsider_epsilon, privacy_statement
 from server.reporting.run_history import round_seconds
@@ -27,17 +36,15 @@ from server.reporting.run_record import RunRecord
 from server.reporting.small_print import limits, versions
 from server.reporting.validation_part import validation_section
 
-_METRICS = {
-    "auc": "AUC",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "recall": "recall (sensitivity)",
-    "specificity": "specificity",
-    "precision": "precision",
-    "f1": "F1",
-    "ece": "expected calibration error",
-    "brier": "Brier score",
-}
+_DECISION_PLOTS = (
+    "roc",
+    "precision_recall",
+    "calibration",
+    "thresholds",
+    "confusion",
+    "confusion_at_point",
+    "forest",
+)
 _COMPARED = ("auc", "accuracy", "recall", "specificity")
 
 
@@ -48,11 +55,12 @@ def page(run: RunRecord, plots: Sequence[Plot]) -> str:
     title = page_title(run)
     parts = [
         _scores(run),
-        validation_section(run, _METRICS),
+        validation_section(run, SCORES),
         _privacy(statement),
         _hospitals(run, drawn),
         _learning(drawn),
         _decisions(run, drawn),
+        groups_section(run),
         participation_section(run, drawn),
         _times(run, drawn),
         _settings(run),
@@ -125,21 +133,16 @@ def _cards(run: RunRecord, statement: PrivacyStatement) -> Html:
 
 
 def _scores(run: RunRecord) -> Html:
-    metrics = {name: value for name, value in run.test_metrics.items() if name in _METRICS}
-    if not metrics:
+    header, rows = score_rows(run)
+    if not rows:
         text = (
             "No held-back test split was scored. In a federation of real hospitals no metric computed on "
             "patients leaves a hospital unless it was made private and charged."
         )
         return section("Results", "results", tag("p", text))
-    rows = [
-        (_METRICS[name], figure(metrics[name]), interval(run.test_intervals.get(name)) or "–")
-        for name in _METRICS
-        if name in metrics
-    ]
-    header = ("score", "value", "95 % interval")
     caption = f"On test {run.unit}s that no hospital trained on; intervals by bootstrap over {run.unit}s."
-    return section("Results", "results", table(caption, header, rows))
+    said = notes(score_note(run), recalibration_note(run))
+    return section("Results", "results", table(caption, header, rows), said)
 
 
 def _privacy(statement: PrivacyStatement) -> Html:
@@ -188,14 +191,15 @@ def _by_hospital(run: RunRecord) -> Html:
     if not isinstance(scored, dict) or not scored:
         return Html("")
     scores = {str(name): _numbers(values) for name, values in scored.items()}
-    header = ("hospital", "test images", *(_METRICS[name] for name in _COMPARED))
+    header = ("hospital", "test images", *(SCORES[name] for name in _COMPARED))
     rows = [
         (name, quantity(values.get("images")), *(figure(values.get(metric)) for metric in _COMPARED))
         for name, values in scores.items()
     ]
     areas = [values["auc"] for values in scores.values() if "auc" in values]
     gap = f" The largest AUC difference is {figure(max(areas) - min(areas))}." if len(areas) > 1 else ""
-    return table(f"The final model on test {run.unit}s of each hospital's kind.{gap}", header, rows)
+    caption = f"The final model on test {run.unit}s of each hospital's kind.{gap}"
+    return join(table(caption, header, rows), notes(worst_note(run)))
 
 
 def _learning(drawn: Mapping[str, Plot]) -> Html:
@@ -205,7 +209,7 @@ def _learning(drawn: Mapping[str, Plot]) -> Html:
 
 
 def _decisions(run: RunRecord, drawn: Mapping[str, Plot]) -> Html:
-    plots = images(drawn.get(name) for name in ("roc", "calibration", "confusion"))
+    plots = images(drawn.get(name) for name in _DECISION_PLOTS)
     if not plots:
         return Html("")
     classes = [str(name) for name in run.test.get("classes") or run.classes]

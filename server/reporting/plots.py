@@ -1,15 +1,15 @@
 """The pictures of a run, one function each: None where the run has no numbers for it."""
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.files import write_bytes_atomically
 from common.pages.document import Plot
-from common.pages.html import bound, duration, figure, interval, size
+from common.pages.html import bound, duration, figure, size
 from common.pages.style import COLOURS
 from server.reporting.canvas import canvas, line_style, short, whole_ticks
+from server.reporting.evaluation_plots import EVALUATION_PLOTS
 from server.reporting.run_history import growths, participation_counts, round_seconds
 from server.reporting.run_record import HospitalSummary, RunRecord
 
@@ -24,9 +24,11 @@ def draw_plots(run: RunRecord) -> list[Plot]:
 
 
 def write_plots(folder: Path, plots: Sequence[Plot]) -> None:
-    """Write `plots/<name>.png` under the run folder."""
+    """Write `plots/<name>.png` under the run folder, and `.svg` where a plot has one."""
     for plot in plots:
         write_bytes_atomically(folder / "plots" / f"{plot.name}.png", plot.png)
+        if plot.svg:
+            write_bytes_atomically(folder / "plots" / f"{plot.name}.svg", plot.svg)
 
 
 def learning_curves(run: RunRecord) -> Plot | None:
@@ -53,83 +55,6 @@ def learning_curves(run: RunRecord) -> Plot | None:
         for (metric, split), points in curves.items()
     )
     return Plot(name="learning_curves", title="Learning curves", alt=f"Line chart: {ends}.", png=png)
-
-
-def roc(run: RunRecord) -> Plot | None:
-    """ROC curve of the finding, or one per class against the rest."""
-    curves = _roc_curves(run)
-    if not curves:
-        return None
-    with canvas(height=4.4) as (axes, render):
-        axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1, linestyle=":")
-        for index, (name, (false_positives, true_positives)) in enumerate(curves.items()):
-            style = line_style(index) | {"marker": ""}
-            axes.plot(false_positives, true_positives, label=short(name), **style)
-        axes.set(
-            xlabel="false positive rate", ylabel="true positive rate (recall)", xlim=(0, 1), ylim=(0, 1.01)
-        )
-        axes.legend(loc="lower right", fontsize=9)
-        png = render()
-    area, bounds = run.test_metrics.get("auc"), interval(run.test_intervals.get("auc"))
-    text = f"ROC curve of {', '.join(curves)} on the test split; area {figure(area)}"
-    return Plot(
-        name="roc", title="ROC", alt=text + (f" (95 % interval {bounds})." if bounds else "."), png=png
-    )
-
-
-def calibration(run: RunRecord) -> Plot | None:
-    """What the model says against what is so, with the expected calibration error."""
-    bins = run.test.get("calibration")
-    if not isinstance(bins, dict) or not bins.get("mean_predicted"):
-        return None
-    said, so = bins["mean_predicted"], bins["fraction_positive"]
-    counts = bins.get("count") or [1] * len(said)
-    with canvas(height=4.4) as (axes, render):
-        axes.plot([0, 1], [0, 1], color="#9aa5b1", linewidth=1, linestyle=":", label="perfectly calibrated")
-        axes.plot(said, so, color=COLOURS[0], linewidth=1)
-        largest = max(counts)
-        axes.scatter(said, so, s=[20 + 160 * c / largest for c in counts], color=COLOURS[0], label="model")
-        xlabel = "predicted probability" + (f" of {short(run.classes[-1])}" if len(run.classes) == 2 else "")
-        axes.set(xlabel=xlabel, ylabel="observed share", xlim=(0, 1), ylim=(0, 1.02))
-        axes.legend(loc="upper left", fontsize=9)
-        png = render()
-    pairs = ", ".join(f"{figure(x, 2)} said {figure(y, 2)} so" for x, y in zip(said, so, strict=True))
-    error = figure(run.test.get("ece"))
-    return Plot(
-        name="calibration",
-        title=f"Calibration (expected calibration error {error})",
-        alt=f"Reliability diagram, larger dots hold more images; expected error {error}; {pairs}.",
-        png=png,
-    )
-
-
-def confusion(run: RunRecord) -> Plot | None:
-    """Counts of true against predicted class."""
-    rows = run.test.get("confusion")
-    if not rows:
-        return None
-    classes = [str(name) for name in run.test.get("classes") or run.classes]
-    side = max(3.6, 0.62 * len(classes) + 1.8)
-    with canvas(width=side + 0.6, height=side) as (axes, render):
-        axes.grid(visible=False)
-        shares = [[cell / max(1, sum(row)) for cell in row] for row in rows]
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for i, j in itertools.product(range(len(rows)), range(len(rows))):
-            colour = "white" if shares[i][j] > 0.55 else "#1c2733"
-            axes.text(
-                j, i, f"{rows[i][j]}\n{100 * shares[i][j]:.0f} %", ha="center", va="center", color=colour
-            )
-        ticks = range(len(classes))
-        axes.set_xticks(ticks, [short(name, 14) for name in classes], rotation=30, ha="right")
-        axes.set_yticks(ticks, [short(name, 14) for name in classes])
-        axes.set(xlabel="predicted", ylabel="true")
-        png = render()
-    cells = "; ".join(
-        f"{true} as {said}: {rows[i][j]}" for i, true in enumerate(classes) for j, said in enumerate(classes)
-    )
-    return Plot(
-        name="confusion", title="Confusion matrix", alt=f"True class as predicted class: {cells}.", png=png
-    )
 
 
 def epsilon_spent(run: RunRecord) -> Plot | None:
@@ -236,9 +161,7 @@ def round_times(run: RunRecord) -> Plot | None:
 
 _PLOTS: tuple[Callable[[RunRecord], Plot | None], ...] = (
     learning_curves,
-    roc,
-    calibration,
-    confusion,
+    *EVALUATION_PLOTS,
     epsilon_spent,
     epsilon_growth,
     participation,
@@ -252,21 +175,6 @@ _OUTCOME_MARKS = (
     ("invalid", "P", "#c2571a"),
     ("failed", "X", "#a3263a"),
 )
-
-
-def _roc_curves(run: RunRecord) -> dict[str, tuple[list[float], list[float]]]:
-    """Points by class; one curve for the finding when there are two classes."""
-    points = run.test.get("roc")
-    if not isinstance(points, dict):
-        return {}
-    if "fpr" in points:
-        finding = run.classes[-1] if run.classes else "finding"
-        return {finding: (points["fpr"], points["tpr"])} if points["fpr"] else {}
-    return {
-        str(name): (curve["fpr"], curve["tpr"])
-        for name, curve in points.items()
-        if isinstance(curve, dict) and curve.get("fpr")
-    }
 
 
 def _listed(texts: Sequence[str], *, between: str = ", ") -> str:

@@ -15,6 +15,7 @@ from client.evaluation import score_patients
 from client.images.dataset import read_hospital_images
 from client.images.phantoms import hospital_phantoms
 from client.prediction.answers import answers, decide
+from client.prediction.case_page import case_page
 from client.prediction.doubts import Rule, find_doubt, inversion_score
 from client.prediction.inputs import find_inputs
 from client.prediction.stored_model import read_model
@@ -99,7 +100,47 @@ def test_decisions_follow_the_stored_point_or_the_most_probable_class(tmp_path, 
     path = film(tmp_path / "in", "a.png", films.images[0])
     (answer,) = answers(stored, find_inputs([path], max_pixels=LIMIT), max_pixels=LIMIT)
     assert answer.observed == 0.25
+    assert answer.calibrated is None
     assert "no operating point" in read_model(store(tmp_path / "b", spec_of())).rule
+
+
+def test_the_calibrated_probability_stands_beside_the_raw_one(tmp_path, films, capsys, monkeypatch):
+    points = {"method": "isotonic", "said": [0.0, 1.0], "so": [0.2, 0.6]}
+    stored = read_model(store(tmp_path / "a", spec_of(), recalibration=points))
+    path = film(tmp_path / "in", "a.png", films.images[0])
+    (answer,) = answers(stored, find_inputs([path], max_pixels=LIMIT), max_pixels=LIMIT)
+    raw = answer.probabilities[CLASSES[1]]
+    assert answer.calibrated[CLASSES[1]] == pytest.approx(0.2 + 0.4 * raw)
+    assert sum(answer.calibrated.values()) == pytest.approx(1.0)
+    code, told = predict(capsys, monkeypatch, tmp_path / "a", path)
+    (found,) = told["images"]
+    assert code == 0
+    assert found["calibrated"] == pytest.approx(dict(answer.calibrated))
+    assert found["probabilities"][CLASSES[1]] == pytest.approx(raw)
+    monkeypatch.setattr(sys, "argv", ["flower-client", "predict", str(tmp_path / "a"), str(path)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    table = capsys.readouterr().out
+    assert "calibrated" in table
+    assert f"{answer.calibrated[CLASSES[1]]:.3f}" in table
+    page = case_page(answer, stored)
+    assert "calibrated on noised counts" in page
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        {"said": [0.1, 0.9], "so": [0.5]},
+        {"said": [0.9, 0.1], "so": [0.1, 0.9]},
+        {"said": [0.1], "so": [1.5]},
+        {"said": [], "so": []},
+        {"said": [0.1]},
+        {"said": [float("nan")], "so": [0.5]},
+    ],
+)
+def test_a_broken_correction_is_refused(tmp_path, points):
+    with pytest.raises(ModelError, match="does not describe a model"):
+        read_model(store(tmp_path / "a", spec_of(), recalibration=points))
 
 
 # --- what is not answered ---

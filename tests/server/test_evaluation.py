@@ -297,7 +297,10 @@ def test_a_torn_line_and_another_model_say_nothing(folder):
     other = validation_block(folder, model_sha256="0" * 64)
     assert other["validation"] is None
     assert len(other["validation_checkpoints"]) == 1
-    assert model_numbers(folder, model_sha256="0" * 64) == {"operating_point": None, "calibration": []}
+    nothing = {"operating_point": None, "calibration": [], "recalibration": None}
+    assert model_numbers(folder, model_sha256="0" * 64) == nothing
+    fixed = model_numbers(folder, model_sha256="0" * 64, rule="0.3")["operating_point"]
+    assert (fixed["threshold"], fixed["sensitivity"]) == (0.3, None)
 
 
 def test_a_threshold_and_a_calibration_table_travel_with_the_model(folder):

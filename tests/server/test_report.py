@@ -57,7 +57,10 @@ def test_page_is_one_offline_file_with_every_part(tmp_path):
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     addresses = [a[key] for _, a in page.attributes for key in ("src", "href", "data", "action") if key in a]
     assert addresses
-    assert all(address.startswith(("data:image/png;base64,", "#")) for address in addresses)
+    assert all(
+        address.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,", "#"))
+        for address in addresses
+    )
     assert "url(" not in page.text
     assert "@import" not in page.text
 
