@@ -31,7 +31,8 @@ class DataConfig(Section):
     path_root: str = ""
     """CSV: folder that the image paths start from; empty is the CSV's own."""
     label_column: str = ""
-    """CSV: column of the label; empty finds it by its name."""
+    """CSV: column of the label; several, with commas between, say yes or no to a finding each; empty finds it
+    by its name."""
     patient_column: str = ""
     """CSV: column of the patient; empty finds it by its name, and without one every image is its own unit."""
     split_column: str = ""

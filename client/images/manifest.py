@@ -1,16 +1,18 @@
 """Layout 3: a CSV manifest with one image per row."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from client.images.decode import DataFolder
+from client.images.findings import joined_columns
 from client.images.records import ImageFiles, Records, SkippedImage, SkipReason, Unusable, View
 from client.images.splits import split_named
 from client.images.tables import Table
 from common.errors import DataError
 from common.hospital_config import DataConfig
+from common.task_kinds import CLASSIFICATION, MULTI_LABEL
 
 
 def read_manifest(table: Table, data: DataConfig) -> Records:
@@ -19,7 +21,7 @@ def read_manifest(table: Table, data: DataConfig) -> Records:
     Raises DataError when a needed column or the folder of the images is missing.
     """
     path_column = table.need("path", data.path_column)
-    label_column = table.need("label", data.label_column)
+    labels = label_columns(table, data)
     patient_column = table.column("patient", data.patient_column)
     split_column = _split_column(table, data)
     frame_column = _number_column(table, "frame", data.frame_column)
@@ -41,7 +43,7 @@ def read_manifest(table: Table, data: DataConfig) -> Records:
             )
             if entry in entries:
                 raise Unusable(SkipReason.LISTED_TWICE)
-            if not row[label_column]:
+            if not _label(row, labels):
                 raise Unusable(SkipReason.BLANK_LABEL)
             if patient_column and not row[patient_column]:
                 raise Unusable(SkipReason.BLANK_PATIENT)
@@ -54,7 +56,7 @@ def read_manifest(table: Table, data: DataConfig) -> Records:
         kept.append(row)
     return Records(
         source=ImageFiles(root, tuple(path for path, _ in entries), tuple(view for _, view in entries)),
-        labels=tuple(row[label_column] for row in kept),
+        labels=tuple(_label(row, labels) for row in kept),
         unit="patient" if patient_column else "image",
         unit_ids=tuple(row[patient_column] for row in kept) if patient_column else None,
         splits=tuple((split_column and split_named(row[split_column])) or "" for row in kept),
@@ -63,10 +65,23 @@ def read_manifest(table: Table, data: DataConfig) -> Records:
             for column in table.others([path_column, patient_column])
         },
         skipped=tuple(skipped),
+        task=MULTI_LABEL if len(labels) > 1 else CLASSIFICATION,
         layout=_describe(
-            path_column, label_column, patient_column, split_column, frame_column, volume_column
+            path_column, ", ".join(labels), patient_column, split_column, frame_column, volume_column
         ),
     )
+
+
+def label_columns(table: Table, data: DataConfig) -> tuple[str, ...]:
+    """The column of the label, or several, separated by commas, that say yes or no to one finding each."""
+    configured = data.label_column
+    if "," not in configured or configured in table.columns:
+        return (table.need("label", configured),)
+    return tuple(table.need("label", name.strip()) for name in configured.split(",") if name.strip())
+
+
+def _label(row: Mapping[str, str], columns: Sequence[str]) -> str:
+    return row[columns[0]] if len(columns) == 1 else joined_columns(row, columns)
 
 
 def image_folder(table: Table, data: DataConfig) -> Path:
