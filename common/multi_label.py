@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.multi_label_metrics import called, multi_label_metrics
-from common.tasks import LOSS_CAP, BoundedSum, bounded, check_classes, logits_of, sum_over_units
+from common.tasks import LOSS_CAP, BoundedSum, bounded, check_classes, log_sigmoid, logits_of, sum_over_units
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ class MultiLabel:
 
     def probabilities(self, outputs: "Tensor | npt.NDArray[Any]") -> npt.NDArray[np.float64]:
         """Sigmoid of each finding in float64, (rows, findings); a row with a non-finite logit becomes NaN."""
-        return np.asarray(np.exp(-np.logaddexp(0.0, -logits_of(outputs))))
+        return np.asarray(np.exp(log_sigmoid(logits_of(outputs))))
 
     def metrics(self, probabilities: npt.NDArray[Any], targets: npt.NDArray[Any]) -> dict[str, float | None]:
         """`common.multi_label_metrics.METRICS`; None where undefined."""

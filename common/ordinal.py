@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.ordinal_metrics import levels_of, ordinal_metrics
-from common.tasks import LOSS_CAP, BoundedSum, bounded, check_classes, logits_of, sum_over_units
+from common.tasks import LOSS_CAP, BoundedSum, bounded, check_classes, log_sigmoid, logits_of, sum_over_units
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,8 +74,8 @@ class Ordinal:
     def probabilities(self, outputs: "Tensor | npt.NDArray[Any]") -> npt.NDArray[np.float64]:
         """Probability of each level in float64, (rows, K), sum 1; NaN where an output is not finite."""
         logits = logits_of(outputs)
-        steps = np.logaddexp(0.0, logits[:, 1:])
-        beyond = np.exp(-np.logaddexp(0.0, -np.hstack([logits[:, :1], -steps]).cumsum(axis=1)))
+        steps = -log_sigmoid(-logits[:, 1:])
+        beyond = np.exp(log_sigmoid(np.hstack([logits[:, :1], -steps]).cumsum(axis=1)))
         edges = np.hstack([np.ones((len(beyond), 1)), beyond, np.zeros((len(beyond), 1))])
         return np.asarray(edges[:, :-1] - edges[:, 1:])
 

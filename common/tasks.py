@@ -132,7 +132,7 @@ class Classification:
         """
         logits = logits_of(outputs)
         if self.loss == "bce":
-            logits = -np.logaddexp(0.0, -logits)
+            logits = log_sigmoid(logits)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
         return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
@@ -239,6 +239,12 @@ def logits_of(outputs: "Tensor | npt.NDArray[Any]") -> npt.NDArray[np.float64]:
     logits = array.astype(np.float64)
     logits[~np.isfinite(logits).all(axis=1)] = np.nan
     return logits
+
+
+def log_sigmoid(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Logarithm of the sigmoid of each number, never overflowing; NaN stays NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(-np.logaddexp(0.0, -logits))
 
 
 def _votes(

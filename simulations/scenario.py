@@ -38,7 +38,7 @@ class Scenario(Section):
     task: str = ""
     """classification, multi-label or ordinal."""
     label_column: str = ""
-    """CSV: column of the label; several with commas for multi-label."""
+    """CSV: column of the label; several: docs/tasks.md."""
     patient_column: str = ""
     """CSV: column of the patient."""
     split_column: str = ""

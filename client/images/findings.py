@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from client.images.records import SkipReason, Unusable
 
 SEPARATOR: Final = "|"
+LADDER: Final = ">"
+"""Between columns of yes and no that are the steps of one ladder."""
 NONE_OF_THEM: Final = SEPARATOR
 """How a reader writes a label that it knows to name none of the findings: a blank one is unknown."""
 _SEPARATORS: Final = ("|", ";", ",")
@@ -64,6 +66,21 @@ def joined_columns(row: Mapping[str, str], columns: Sequence[str]) -> str:
     if not set(values.values()) <= _YES | _NO:
         raise Unusable(SkipReason.UNKNOWN_LABEL)
     return SEPARATOR.join(column for column, value in values.items() if value in _YES) or NONE_OF_THEM
+
+
+def ladder_level(row: Mapping[str, str], columns: Sequence[str]) -> str:
+    """The level of a row with a column of yes and no for each step of a ladder: how many were reached.
+
+    The first no ends it, whatever stands after it: who was not in intensive care was not ventilated there.
+    Blank where a step before that is blank. Raises Unusable for a value that says neither yes nor no.
+    """
+    for level, column in enumerate(columns):
+        value = row[column].casefold()
+        if not value or value in _NO:
+            return str(level) if value else ""
+        if value not in _YES:
+            raise Unusable(SkipReason.UNKNOWN_LABEL)
+    return str(len(columns))
 
 
 def joined_numbers(values: NDArray[np.generic]) -> tuple[str, ...]:
