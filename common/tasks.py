@@ -189,7 +189,10 @@ def make_task(
         raise ConfigError("the loss does not fit the task", why=problem)
     weights = None if class_weights is None else tuple(class_weights)
     try:
-        return _kind(name)(classes=tuple(classes), class_weights=weights, loss=loss, focal_gamma=focal_gamma)
+        task: Task = _kind(name)(
+            classes=tuple(classes), class_weights=weights, loss=loss, focal_gamma=focal_gamma
+        )
+        return task
     except ValueError as error:
         raise ConfigError("the classes cannot be used", why=str(error), fix="correct data.classes") from None
 

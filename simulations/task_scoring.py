@@ -107,9 +107,9 @@ def _curve(said: FloatArray, there: NDArray[np.int64]) -> dict[str, list[float]]
 
 def _mean_of_defined(values: FloatArray) -> FloatArray:
     defined = np.isfinite(values).sum(axis=0)
-    return np.divide(
-        np.nansum(values, axis=0), defined, out=np.full(values.shape[1], np.nan), where=defined > 0
-    )
+    mean = np.full(values.shape[1], np.nan)
+    np.divide(np.nansum(values, axis=0), defined, out=mean, where=defined > 0)
+    return mean
 
 
 def _interval(values: FloatArray) -> list[float] | None:
