@@ -10,7 +10,7 @@ standard deviations of its own noise of 0, so that nobody can tell whether there
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,15 @@ import numpy as np
 from common.evaluation import PROBABILITY, CountPlan, bin_edges
 from common.messages import CONFUSION, SCORES
 from common.metrics import METRICS, FloatArray
+from common.noisy_ratios import least as _least
+from common.noisy_ratios import mean_of_defined as _mean_of_defined
+from common.noisy_ratios import ratio as _ratio
 from common.operating_point import BALANCED, choose
 from common.recalibration import fit
+from common.released_tasks import RATES, limits_of
+from common.task_kinds import CLASSIFICATION, MULTI_LABEL
 
 REDRAWS = 200
-_LEAST_DEVIATIONS = 2.0
 _SEED = 20_26
 
 
@@ -38,6 +42,7 @@ class ReleasedCounts:
     """By kind: variance of the noise on every cell of the sum; 0 for exact counts."""
     score_scale: str = PROBABILITY
     """Scale on which the bins of the scores are equally wide."""
+    task: str = CLASSIFICATION
 
     @property
     def edges(self) -> FloatArray:
@@ -46,7 +51,7 @@ class ReleasedCounts:
 
     def plan(self, kind: str) -> CountPlan:
         """The shapes of one kind."""
-        return CountPlan.of([kind], classes=self.classes, score_bins=self.score_bins)
+        return CountPlan.of([kind], classes=self.classes, score_bins=self.score_bins, task=self.task)
 
     def array(self, kind: str) -> FloatArray | None:
         """The counts in their shape, None where no hospital has released them."""
@@ -60,8 +65,10 @@ class ReleasedCounts:
 
 
 def metrics_of(released: ReleasedCounts) -> dict[str, float | None]:
-    """All of METRICS, as `common.metrics` defines them, from the released counts."""
-    return {name: _within_bounds(values[0]) for name, values in _metrics(released, redraws=0).items()}
+    """All of METRICS, or those of the task that counts can tell, as defined there, from released counts."""
+    values = _metrics(released, redraws=0).items()
+    limits = limits_of(released.classes)
+    return {name: _within_bounds(found[0], *limits.get(name, (0.0, 1.0))) for name, found in values}
 
 
 def noise_of_metrics(released: ReleasedCounts, *, redraws: int = REDRAWS) -> dict[str, float | None]:
@@ -79,7 +86,7 @@ def operating_point(released: ReleasedCounts, *, rule: str = BALANCED) -> dict[s
 
     A fixed threshold needs no counts; any other rule gives None without them.
     """
-    if released.classes != 2:
+    if released.classes != 2 or released.task != CLASSIFICATION:
         return None
     scores = released.array(SCORES)
     histograms = np.zeros((2, released.score_bins)) if scores is None else scores[0]
@@ -89,9 +96,19 @@ def operating_point(released: ReleasedCounts, *, rule: str = BALANCED) -> dict[s
 def recalibration(released: ReleasedCounts) -> dict[str, Any] | None:
     """How to correct probabilities, by `common.recalibration.fit`; two classes only."""
     scores = released.array(SCORES)
-    if released.classes != 2 or scores is None:
+    if released.classes != 2 or released.task != CLASSIFICATION or scores is None:
         return None
     return fit(scores[0], released.edges, deviation=released.stddev(SCORES))
+
+
+def finding_points(released: ReleasedCounts, *, rule: str = BALANCED) -> list[dict[str, Any] | None]:
+    """`operating_point` of each finding of a multi-label task, in label order; empty without scores."""
+    scores = released.array(SCORES)
+    if released.task != MULTI_LABEL or scores is None:
+        return []
+    alone = replace(released, classes=2, task=CLASSIFICATION)
+    each = [replace(alone, counts={SCORES: pair.ravel().tolist()}) for pair in scores]
+    return [operating_point(one, rule=rule) for one in each]
 
 
 def calibration(released: ReleasedCounts) -> list[dict[str, float | None]]:
@@ -100,7 +117,7 @@ def calibration(released: ReleasedCounts) -> list[dict[str, float | None]]:
     `observed` is None in a bin that noise alone could have filled. Empty where that is so in most of them.
     """
     scores = released.array(SCORES)
-    if released.classes != 2 or scores is None:
+    if released.classes != 2 or released.task != CLASSIFICATION or scores is None:
         return []
     positives, others = scores[0]
     total, least = positives + others, _least(released.stddev(SCORES), 2)
@@ -119,10 +136,13 @@ def calibration(released: ReleasedCounts) -> list[dict[str, float | None]]:
 
 def _metrics(released: ReleasedCounts, *, redraws: int) -> dict[str, FloatArray]:
     """Each metric of the released counts (first) and of `redraws` noisier ones; NaN where undefined."""
-    values = dict.fromkeys(METRICS, np.full(1 + redraws, np.nan))
+    own = RATES.get(released.task)
+    names = METRICS if own is None else ("auc", *own.names)
+    values = dict.fromkeys(names, np.full(1 + redraws, np.nan))
     if (confusion := released.array(CONFUSION)) is not None:
         deviation = released.stddev(CONFUSION)
-        values |= _rates(_redrawn(confusion, deviation, redraws), deviation)
+        drawn = _redrawn(confusion, deviation, redraws)
+        values |= _rates(drawn, deviation) if own is None else own.rates(drawn, deviation)
     if (scores := released.array(SCORES)) is not None:
         deviation = released.stddev(SCORES)
         values["auc"] = _areas(_redrawn(scores, deviation, redraws), deviation)
@@ -179,22 +199,6 @@ def _areas(scores: FloatArray, deviation: float) -> FloatArray:
     return _mean_of_defined(_ratio(ordered, pairs, 0.0))
 
 
-def _least(deviation: float, cells: int) -> float:
-    """What a sum of so many noisy cells must exceed to tell that anybody is in it."""
-    return _LEAST_DEVIATIONS * deviation * math.sqrt(cells)
-
-
-def _ratio(numerator: FloatArray, denominator: FloatArray, least: float) -> FloatArray:
-    nowhere = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), np.nan)
-    np.divide(numerator, denominator, out=nowhere, where=denominator > max(least, 0.0))
-    return nowhere
-
-
-def _mean_of_defined(values: FloatArray) -> FloatArray:
-    """Mean over the second axis of the entries that are not NaN; NaN where all are."""
-    return _ratio(np.nansum(values, axis=1), np.isfinite(values).sum(axis=1).astype(np.float64), 0.0)
-
-
 def _spread(values: FloatArray) -> float | None:
     defined = values[np.isfinite(values)]
     if len(defined) <= len(values) / 2:
@@ -202,5 +206,5 @@ def _spread(values: FloatArray) -> float | None:
     return float(defined.std()) if np.ptp(defined) else 0.0
 
 
-def _within_bounds(value: float) -> float | None:
-    return min(1.0, max(0.0, float(value))) if math.isfinite(value) else None
+def _within_bounds(value: float, lowest: float, highest: float) -> float | None:
+    return min(highest, max(lowest, float(value))) if math.isfinite(value) else None

@@ -13,11 +13,13 @@ from common.operating_point import BALANCED
 from common.released_counts import (
     ReleasedCounts,
     calibration,
+    finding_points,
     metrics_of,
     noise_of_metrics,
     operating_point,
     recalibration,
 )
+from common.task_kinds import CLASSIFICATION
 from server.exposure import PERHAPS_CHARGED
 from server.update_checks import Outcome
 
@@ -84,11 +86,12 @@ def model_numbers(
     """
     final = _final(folder, model_sha256)
     released = ReleasedCounts(classes=classes, score_bins=2) if final is None else _released(final)
+    points = finding_points(released, rule=rule)
     return {
         "operating_point": operating_point(released, rule=rule),
         "calibration": calibration(released),
         "recalibration": recalibration(released),
-    }
+    } | ({"operating_points": points} if points else {})
 
 
 def _scores(line: Line) -> dict[str, Any]:
@@ -119,6 +122,7 @@ def _released(line: Line) -> ReleasedCounts:
         score_scale=line.get("score_scale", PROBABILITY),
         counts=line["counts"],
         noise_variance=line["noise_variance"],
+        task=line.get("task", CLASSIFICATION),
     )
 
 

@@ -20,9 +20,10 @@ from common.parameters import Parameters, read_safetensors, write_safetensors
 from common.preprocessing import Preprocessing
 from common.probability_scores import probability_intervals, probability_scores
 from common.scoring import ROWS_AT_ONCE, image_probabilities
-from common.tasks import Task, make_task
+from common.tasks import Task, task_of
 from simulations.assessment import assessment, of_hospital, worst_hospital
 from simulations.held_back import HeldBack, ScoredSet, read_held_back
+from simulations.task_scoring import has_own_scores, task_evaluation
 
 _MOST_ROC_POINTS = 200
 _INTERVALS = ("auc", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1")
@@ -66,7 +67,7 @@ class Scorer:
         from common.models.registry import build_model
 
         self.held_back = held_back
-        self.task: Task = make_task(config.data.task, config.data.classes)
+        self.task: Task = task_of(config)
         self._preprocessing = Preprocessing(image_size=config.data.image_size, channels=config.data.channels)
         self._model = build_model(config.model_spec).eval()
         self._stage, self._trained = fixed_stage(self._model), trained_stage(self._model)
@@ -91,13 +92,18 @@ class Scorer:
         hospitals = self._hospitals(said, wanted["hospitals"], numbers)
         return {
             "splits": {
-                name: evaluation(said[name], scored, classes=self.task.classes, seed=self._seed)
-                | assessment(said[name], scored, numbers=numbers, seed=self._seed)
+                name: self._evaluation(said[name], scored, numbers)
                 for name, scored in self.held_back.sets.items()
             },
             "hospitals": hospitals,
             "worst_hospital": worst_hospital(hospitals),
         }
+
+    def _evaluation(self, said: FloatArray, scored: ScoredSet, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        if has_own_scores(self.task):
+            return task_evaluation(self.task, said, scored.targets, scored.units, seed=self._seed)
+        content = evaluation(said, scored, classes=self.task.classes, seed=self._seed)
+        return content | assessment(said, scored, numbers=numbers, seed=self._seed)
 
     def _checkpoint(self, folder: Path) -> Parameters:
         """The model that the run would hand out at a checkpoint: its last one, or the moving average."""
@@ -140,8 +146,9 @@ class Scorer:
             if mine.any():
                 scores = self.task.metrics(said["test"][mine], test.targets[mine])
                 counts = {"images": int(mine.sum()), "patients": len(np.unique(test.units[mine]))}
-                more = of_hospital(said["test"], test, mine, numbers=numbers, seed=self._seed)
-                result[name] = scores | counts | more
+                result[name] = scores | counts
+                if not has_own_scores(self.task):
+                    result[name] |= of_hospital(said["test"], test, mine, numbers=numbers, seed=self._seed)
         return result
 
 

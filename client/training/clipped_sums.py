@@ -153,9 +153,7 @@ class ClippedSums:
             parameter.grad = parameter.grad_sample = parameter.summed_grad = None
 
     def _clear(self, parameter: Any) -> None:
-        if (
-            parameter.numel() < LARGE
-        ):  # what chunks compute needs the room of large ones
+        if parameter.numel() < LARGE:  # what chunks compute needs the room of large ones
             self._zeroed[id(parameter)] = parameter.summed_grad.zero_()
         parameter.summed_grad = None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from common.pages.html import Html, figure, interval, quantity, section, table, tag
 from server.reporting.run_record import RunRecord
+from server.reporting.task_part import OWN_SCORES
 
 SCORES = {
     "auc": "AUC",
@@ -21,6 +22,7 @@ SCORES = {
     "f1": "F1",
     "ece": "expected calibration error",
     "brier": "Brier score",
+    **OWN_SCORES,
 }
 """Scores in the order in which they are shown, and what a person calls them."""
 SUPPRESSED = "suppressed"

@@ -34,6 +34,7 @@ from server.reporting.privacy_statement import PrivacyStatement, outsider_epsilo
 from server.reporting.run_history import round_seconds
 from server.reporting.run_record import RunRecord
 from server.reporting.small_print import limits, versions
+from server.reporting.task_part import table_per_class, task_note
 from server.reporting.validation_part import validation_section
 
 _DECISION_PLOTS = (
@@ -141,8 +142,9 @@ def _scores(run: RunRecord) -> Html:
         )
         return section("Results", "results", tag("p", text))
     caption = f"On test {run.unit}s that no hospital trained on; intervals by bootstrap over {run.unit}s."
-    said = notes(score_note(run), recalibration_note(run))
-    return section("Results", "results", table(caption, header, rows), said)
+    said = notes(task_note(run), score_note(run), recalibration_note(run))
+    scores = table(caption, header, rows)
+    return section("Results", "results", scores, said, table_per_class(run))
 
 
 def _privacy(statement: PrivacyStatement) -> Html:
@@ -215,7 +217,7 @@ def _decisions(run: RunRecord, drawn: Mapping[str, Plot]) -> Html:
     classes = [str(name) for name in run.test.get("classes") or run.classes]
     matrix = run.test.get("confusion") or []
     rows = [(name, *(str(cell) for cell in row)) for name, row in zip(classes, matrix, strict=False)]
-    caption = "Images by true class (rows) and predicted class (columns)."
+    caption = "Images by true class or level (rows) and predicted one (columns)."
     counts = table(caption, ("true", *classes), rows) if rows else ""
     return section("Decisions on the test split", "decisions", plots, counts)
 
