@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from client.prediction.stored_model import StoredModel
 from common.errors import ModelError
+from common.models.plain_scattering import plain_form
 from common.preprocessing import Preprocessing
 
 _HEADS = {"classification": nn.Softmax(dim=1), "multi-label": nn.Sigmoid()}
@@ -30,7 +31,7 @@ class ExportedNetwork(nn.Module):
         scale, offset = scaling(stored.preprocessing)
         self.register_buffer("scale", torch.from_numpy(scale)[:, None, None])
         self.register_buffer("offset", torch.from_numpy(offset)[:, None, None])
-        self.network = _plain(stored)
+        self.network = plain_form(stored.network, image_size=stored.spec.image_size)
         self.head = _HEADS[stored.task.name]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -63,19 +64,3 @@ def scaling(preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
         factors.append(factor)
         summands.append(summand)
     return np.array(factors, np.float32), np.array(summands, np.float32)
-
-
-def _plain(stored: StoredModel) -> nn.Module:
-    """The network, its scattering features in a form without Fourier transforms."""
-    from common.models.fixed_stage import fixed_stage, trained_stage
-
-    stage = fixed_stage(stored.network)
-    if stage is None:
-        return stored.network
-    from common.models.plain_scattering import PlainScatteringFeatures
-    from common.models.scattering import ScatteringFeatures
-
-    if not isinstance(stage, ScatteringFeatures):
-        raise ModelError(f"the layer {type(stage).__name__} has no exportable form")
-    plain = PlainScatteringFeatures(stage, image_size=stored.spec.image_size)
-    return nn.Sequential(plain, trained_stage(stored.network)).eval()

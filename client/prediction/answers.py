@@ -14,7 +14,9 @@ from client.images.decode import guarded_pillow
 from client.images.entries import read_entry
 from client.images.records import WHOLE, SkipReason, Unusable
 from client.prediction.doubts import Doubt, Rule, find_doubt
+from client.prediction.heat_method import HeatMethod
 from client.prediction.inputs import Input
+from client.prediction.reference import Reference, judged
 from client.prediction.stored_model import StoredModel
 from common.preprocessing import Picture, eight_bits
 from common.scoring import image_probabilities
@@ -66,7 +68,8 @@ def answers(
     max_pixels: int,
     without: frozenset[Rule] = frozenset(),
     with_pictures: bool = False,
-    with_heat: bool = False,
+    with_heat: HeatMethod | None = None,
+    reference: Reference | None = None,
 ) -> Iterator[Answer]:
     """One answer per input, in order; memory holds a block of pictures at a time.
 
@@ -77,7 +80,8 @@ def answers(
         part = inputs[start : start + block]
 
         def read(row: int, part: Sequence[Input] = part) -> _Read:
-            return _read(stored, part[row], max_pixels, without, with_pictures or with_heat)
+            wanted = with_pictures or with_heat is not None
+            return _read(stored, part[row], max_pixels, without, wanted, reference)
 
         with guarded_pillow(max_pixels):
             outcomes = list(on_all_cores(read, range(len(part))))
@@ -85,12 +89,19 @@ def answers(
 
 
 def _read(
-    stored: StoredModel, asked: Input, max_pixels: int, without: frozenset[Rule], with_picture: bool
+    stored: StoredModel,
+    asked: Input,
+    max_pixels: int,
+    without: frozenset[Rule],
+    with_picture: bool,
+    reference: Reference | None = None,
 ) -> _Read:
     if asked.reason is not None:
         raise Unusable(asked.reason)
     picture = read_entry(asked.path, WHOLE, max_pixels=max_pixels)
     doubt = find_doubt(picture, stored.preprocessing, without=without)
+    if doubt is None and reference is not None and Rule.UNLIKE_REFERENCE not in without:
+        doubt = judged(picture, reference)
     shown = _shown(picture) if with_picture else None
     return _Read(None if doubt else stored.preprocessing.fit(picture), doubt, shown)
 
@@ -102,7 +113,10 @@ def _shown(picture: Picture) -> Image.Image:
 
 
 def _answered(
-    stored: StoredModel, part: Sequence[Input], outcomes: Sequence[_Read | SkipReason], with_heat: bool
+    stored: StoredModel,
+    part: Sequence[Input],
+    outcomes: Sequence[_Read | SkipReason],
+    with_heat: HeatMethod | None,
 ) -> Iterator[Answer]:
     rows = [row for row, read in enumerate(outcomes) if not isinstance(read, SkipReason) and not read.doubt]
     found = [read.pixels for read in outcomes if not isinstance(read, SkipReason) and read.pixels is not None]
@@ -112,7 +126,7 @@ def _answered(
     decided = decide(said, threshold=stored.threshold)
     # Of two classes the finding is explained, also where it is not called: what spoke for it?
     explained = np.ones_like(decided) if len(stored.task.classes) == 2 else decided
-    heat = _heat(stored, images, explained) if with_heat else None
+    heat = _heat(stored, images, explained, with_heat) if with_heat is not None else None
     place_of = {row: place for place, row in enumerate(rows)}
     for row, (asked, read) in enumerate(zip(part, outcomes, strict=True)):
         if isinstance(read, SkipReason):
@@ -144,10 +158,12 @@ def decide(probabilities: NDArray[np.float64], *, threshold: float | None) -> ND
     return np.asarray(np.nan_to_num(probabilities, nan=0.0).argmax(axis=1), np.int64)
 
 
-def _heat(stored: StoredModel, images: NDArray[np.uint8], classes: NDArray[np.int64]) -> NDArray[np.float32]:
+def _heat(
+    stored: StoredModel, images: NDArray[np.uint8], classes: NDArray[np.int64], method: HeatMethod
+) -> NDArray[np.float32]:
     from client.prediction.heat_map import heat_maps
 
-    return heat_maps(stored.network, images, classes, preprocessing=stored.preprocessing)
+    return heat_maps(stored.network, images, classes, preprocessing=stored.preprocessing, method=method)
 
 
 def _refused(asked: Input, reason: str, words: str, picture: Image.Image | None = None) -> Answer:

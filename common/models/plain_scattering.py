@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from common.errors import ModelError
+from common.models.fixed_stage import fixed_stage, trained_stage
 from common.models.scattering import CONSTANT, FAINTEST, ScatteringFeatures
 from common.models.wavelets import keep_constant
 from common.preprocessing import CENTRE, SPREAD
@@ -18,6 +20,19 @@ _TINY = 1e-20
 """Squared moduli below it are that, so that the root has a gradient in black; far below FAINTEST squared."""
 Complex = tuple[Tensor, Tensor]
 """Real and imaginary part."""
+
+
+def plain_form(model: nn.Module, *, image_size: int) -> nn.Module:
+    """The same map with every layer open to gradients and to plain formats; `model` itself mostly.
+
+    Raises ModelError for a fixed first layer that has no such form.
+    """
+    stage = fixed_stage(model)
+    if stage is None:
+        return model
+    if not isinstance(stage, ScatteringFeatures):
+        raise ModelError(f"the layer {type(stage).__name__} has no form without Fourier transforms")
+    return nn.Sequential(PlainScatteringFeatures(stage, image_size=image_size), trained_stage(model)).eval()
 
 
 class PlainScatteringFeatures(nn.Module):
