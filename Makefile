@@ -17,7 +17,7 @@ install: $(READY) ## create .venv and install the project with its test tools
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[ray,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[ray,export,dev]'
 	touch $@
 
 demo: $(READY) ## five hospitals with generated X-rays train one model under differential privacy (needs no data)

@@ -10,6 +10,7 @@ flower-client approve DIR                                   what waits for a per
 flower-client purge DIR                                     remove what [retention] no longer keeps
 flower-client models DIR                                    models received at the end of runs
 flower-client predict MODEL IMAGE...                        what a trained model says about images
+flower-client export MODEL --to FILE                        the same for other programs: ONNX, torch.export
 """
 
 import json
@@ -21,6 +22,7 @@ import typer
 from client.approval_commands import approve
 from client.certificate_commands import certificate_app
 from client.deployment_commands import HERE, add_deployment_commands
+from client.export_commands import export
 from client.ledger_commands import ledger_app
 from client.planning_commands import plan
 from client.prediction_commands import predict
@@ -38,6 +40,7 @@ app.command()(plan)
 app.command()(approve)
 app.command()(purge)
 app.command()(predict)
+app.command()(export)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from client.prediction.heat_method import HeatMethod
 from common.command_line import Output, OutputFormat, print_table
 
 if TYPE_CHECKING:
@@ -21,15 +22,21 @@ if TYPE_CHECKING:
     from client.prediction.answers import Answer
     from client.prediction.stored_model import StoredModel
 
-_RULES = "too-small, extreme-aspect, black, constant, low-contrast, coloured, inverted"
+_RULES = "too-small, extreme-aspect, black, constant, low-contrast, coloured, inverted, unlike-reference"
 
 
 def predict(
     model: Annotated[Path, typer.Argument(help="run folder, or a folder that `models` lists")],
     images: Annotated[list[Path], typer.Argument(help="image files, folders of them, DICOM series")],
     heat_map: Annotated[Path | None, typer.Option(help="write a PNG per image: where it was seen")] = None,
+    heat_map_method: Annotated[
+        HeatMethod, typer.Option(help="gradcam and integrated-gradients alone, or their product")
+    ] = HeatMethod.COMBINED,
     page: Annotated[Path | None, typer.Option(help="write an offline HTML page per image")] = None,
     without_check: Annotated[list[str] | None, typer.Option(help=f"do not apply a rule: {_RULES}")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="folder of this site's own genuine images: refuse what is unlike them")
+    ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="larger pictures are refused")] = 50_000_000,
     output: Output = OutputFormat.TEXT,
 ) -> None:
@@ -41,6 +48,7 @@ def predict(
     from client.prediction.answers import answers
     from client.prediction.case_page import refuse_beside_images, write_heat_map, write_page
     from client.prediction.inputs import find_inputs
+    from client.prediction.reference import read_reference
     from client.prediction.stored_model import read_model
 
     without = _rules(without_check or [])
@@ -48,7 +56,10 @@ def predict(
     for folder in filter(None, (heat_map, page)):
         refuse_beside_images(folder, inputs, images)
     stored = read_model(model)
-    with_heat = heat_map is not None or (page is not None and _has_maps(stored))
+    wanted = heat_map is not None or (page is not None and _has_maps(stored, heat_map_method))
+    known = None
+    if reference is not None:
+        known = read_reference(find_inputs([reference], max_pixels=max_pixels), max_pixels=max_pixels)
     told: list[dict[str, Any]] = []
     with _progress(len(inputs)) as (bar, task):
         found = answers(
@@ -57,7 +68,8 @@ def predict(
             max_pixels=max_pixels,
             without=without,
             with_pictures=page is not None,
-            with_heat=with_heat,
+            reference=known,
+            with_heat=heat_map_method if wanted else None,
         )
         for number, answer in enumerate(found, start=1):
             line = _line(answer)
@@ -85,11 +97,13 @@ def _rules(names: Sequence[str]) -> frozenset[Any]:
     return frozenset(Rule(name) for name in names)
 
 
-def _has_maps(stored: "StoredModel") -> bool:
+def _has_maps(stored: "StoredModel", method: HeatMethod) -> bool:
     """Whether a page can show heat; asked for by --heat-map, its absence is an error."""
     from client.prediction.heat_map import layer_of_maps
     from common.errors import ModelError
 
+    if method is HeatMethod.INTEGRATED_GRADIENTS:
+        return True
     side = stored.preprocessing.image_size
     try:
         layer_of_maps(stored.network, (stored.preprocessing.channels, side, side))

@@ -16,7 +16,9 @@ from client.images.records import WHOLE, SkipReason, Unusable
 from client.prediction.decisions import decide as decide
 from client.prediction.decisions import decisions, explained_classes
 from client.prediction.doubts import Doubt, Rule, find_doubt
+from client.prediction.heat_method import HeatMethod
 from client.prediction.inputs import Input
+from client.prediction.reference import Reference, judged
 from client.prediction.stored_model import StoredModel
 from common.preprocessing import Picture, eight_bits
 from common.recalibration import recalibrated
@@ -71,7 +73,8 @@ def answers(
     max_pixels: int,
     without: frozenset[Rule] = frozenset(),
     with_pictures: bool = False,
-    with_heat: bool = False,
+    with_heat: HeatMethod | None = None,
+    reference: Reference | None = None,
 ) -> Iterator[Answer]:
     """One answer per input, in order; memory holds a block of pictures at a time.
 
@@ -82,7 +85,8 @@ def answers(
         part = inputs[start : start + block]
 
         def read(row: int, part: Sequence[Input] = part) -> _Read:
-            return _read(stored, part[row], max_pixels, without, with_pictures or with_heat)
+            wanted = with_pictures or with_heat is not None
+            return _read(stored, part[row], max_pixels, without, wanted, reference)
 
         with guarded_pillow(max_pixels):
             outcomes = list(on_all_cores(read, range(len(part))))
@@ -90,12 +94,19 @@ def answers(
 
 
 def _read(
-    stored: StoredModel, asked: Input, max_pixels: int, without: frozenset[Rule], with_picture: bool
+    stored: StoredModel,
+    asked: Input,
+    max_pixels: int,
+    without: frozenset[Rule],
+    with_picture: bool,
+    reference: Reference | None = None,
 ) -> _Read:
     if asked.reason is not None:
         raise Unusable(asked.reason)
     picture = read_entry(asked.path, WHOLE, max_pixels=max_pixels)
     doubt = find_doubt(picture, stored.preprocessing, without=without)
+    if doubt is None and reference is not None and Rule.UNLIKE_REFERENCE not in without:
+        doubt = judged(picture, reference)
     shown = _shown(picture) if with_picture else None
     return _Read(None if doubt else stored.preprocessing.fit(picture), doubt, shown)
 
@@ -107,7 +118,10 @@ def _shown(picture: Picture) -> Image.Image:
 
 
 def _answered(
-    stored: StoredModel, part: Sequence[Input], outcomes: Sequence[_Read | SkipReason], with_heat: bool
+    stored: StoredModel,
+    part: Sequence[Input],
+    outcomes: Sequence[_Read | SkipReason],
+    with_heat: HeatMethod | None,
 ) -> Iterator[Answer]:
     rows = [row for row, read in enumerate(outcomes) if not isinstance(read, SkipReason) and not read.doubt]
     found = [read.pixels for read in outcomes if not isinstance(read, SkipReason) and read.pixels is not None]
@@ -116,7 +130,7 @@ def _answered(
     said = image_probabilities(stored.network, stored.task, images, preprocessing=stored.preprocessing)
     decided = decisions(stored.task, said, threshold=stored.threshold, thresholds=stored.thresholds)
     explained = explained_classes(stored.task, said)
-    heat = _heat(stored, images, explained) if with_heat else None
+    heat = _heat(stored, images, explained, with_heat) if with_heat is not None else None
     place_of = {row: place for place, row in enumerate(rows)}
     for row, (asked, read) in enumerate(zip(part, outcomes, strict=True)):
         if isinstance(read, SkipReason):
@@ -139,16 +153,18 @@ def _answered(
             )
 
 
-def _heat(stored: StoredModel, images: NDArray[np.uint8], classes: NDArray[np.int64]) -> NDArray[np.float32]:
+def _heat(
+    stored: StoredModel, images: NDArray[np.uint8], classes: NDArray[np.int64], method: HeatMethod
+) -> NDArray[np.float32]:
     from client.prediction.heat_map import heat_maps
-    from client.prediction.task_scores import ScoreOfEach, stands_alone
 
     return heat_maps(
-        ScoreOfEach(stored.network, stored.task.name).eval(),
+        stored.network,
         images,
         classes,
         preprocessing=stored.preprocessing,
-        against_others=not stands_alone(stored.task),
+        method=method,
+        task=stored.task.name,
     )
 
 

@@ -43,6 +43,8 @@ class Rule(StrEnum):
     LOW_CONTRAST = "low-contrast"
     COLOURED = "coloured"
     INVERTED = "inverted"
+    UNLIKE_REFERENCE = "unlike-reference"
+    """Only with `predict --reference`: `client.prediction.reference`."""
 
 
 @dataclass(frozen=True)

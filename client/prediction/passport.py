@@ -35,7 +35,8 @@ def limits(stored: StoredModel) -> list[str]:
     lines = [
         RESEARCH_ONLY,
         "Patients, machines and diseases other than those of the training hospitals may be judged wrongly.",
-        "The rules that refuse a picture find gross errors only; a grey picture of something else may pass.",
+        "The rules that refuse a picture find gross errors only; without --reference a grey picture of "
+        "something else may pass.",
         "A heat map shows what moved the answer, not where a disease is.",
     ]
     if not (stored.description.get("privacy") or {}).get("private"):

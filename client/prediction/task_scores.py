@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from common.task_kinds import MULTI_LABEL, ORDINAL
-from common.tasks import Task
+
+STANDING_ALONE = (MULTI_LABEL, ORDINAL)
+"""Tasks in which a class is explained by its own score, not by how much it exceeds the others."""
 
 
 class ScoreOfEach(nn.Module):
@@ -27,8 +29,3 @@ class ScoreOfEach(nn.Module):
         steps = torch.nn.functional.softplus(outputs[:, 1:])
         beyond = torch.cat([outputs[:, :1], -steps], dim=1).cumsum(dim=1)
         return torch.cat([-beyond[:, :1], beyond], dim=1)
-
-
-def stands_alone(task: Task) -> bool:
-    """Whether a class is explained by its own score, not by how much it exceeds the others."""
-    return task.name in (MULTI_LABEL, ORDINAL)

@@ -34,7 +34,7 @@ GENERATED = 250
 """Different generated images."""
 CONSTANT = 0.3
 """Appended to every record: what a bias would do, on the scale of the features."""
-_FAINTEST = 1e-4
+FAINTEST = 1e-4
 """Below it a coefficient says nothing (8-bit pixels have steps of 4e-3)."""
 _RIDGE = 0.25
 """Directions in which generated images vary less than this share of the usual are damped, not blown up."""
@@ -63,15 +63,15 @@ class ScatteringFeatures(FixedStage):
     def __init__(self, *, channels: int, image_size: int) -> None:
         super().__init__()
         self.width = channels * GENERATED * TURNED + 1
-        self._side = min(image_size, LARGEST_SIDE)
-        self._resized = image_size != self._side
-        self.transform = Scattering(self._side, scales=SCALES, angles=ANGLES)
+        self.side = min(image_size, LARGEST_SIDE)
+        self._resized = image_size != self.side
+        self.transform = Scattering(self.side, scales=SCALES, angles=ANGLES)
         if torch.get_default_device().type == "meta":
             numbers = self.transform.channels * self.transform.grid**2
             shapes = ((numbers,), (numbers,), (numbers, GENERATED * TURNED))
             mean, scale, whitening = (torch.empty(shape) for shape in shapes)
         else:
-            statistics = statistics_of_noise(self._side)
+            statistics = statistics_of_noise(self.side)
             mean, scale, whitening = statistics.mean, statistics.scale, statistics.whitening
         keep_constant(self, "mean", mean)
         keep_constant(self, "scale", scale)
@@ -79,17 +79,17 @@ class ScatteringFeatures(FixedStage):
 
     def extra_repr(self) -> str:
         """Part of the architecture's printed form."""
-        return f"side={self._side}, resized={self._resized}, width={self.width}"
+        return f"side={self.side}, resized={self._resized}, width={self.width}"
 
     def forward(self, images: Tensor) -> Tensor:
         """The features; no gradient goes through them."""
         with torch.no_grad():
             pixels = images * SPREAD + CENTRE
             if self._resized:
-                size = (self._side, self._side)
+                size = (self.side, self.side)
                 pixels = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
             whitened = self._whitened(pixels.flatten(0, 1)).reshape(len(images), -1)
-            scaled = whitened / whitened.norm(dim=1, keepdim=True).clamp_min(_FAINTEST)
+            scaled = whitened / whitened.norm(dim=1, keepdim=True).clamp_min(FAINTEST)
             return torch.cat([scaled, scaled.new_full((len(scaled), 1), CONSTANT)], dim=1)
 
     def _whitened(self, pictures: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def statistics_of_noise(side: int) -> Statistics:
 def logarithms_of(transform: Scattering, pictures: Tensor) -> Tensor:
     """Logarithms of all coefficients of pictures (rows, side, side), (rows, numbers)."""
     coefficients = torch.cat([transform(few) for few in torch.split(pictures, _AT_ONCE)])
-    return coefficients.flatten(1).clamp_min_(_FAINTEST).log_()
+    return coefficients.flatten(1).clamp_min_(FAINTEST).log_()
 
 
 def _float32(values: NDArray[np.float64]) -> Tensor:

@@ -38,25 +38,25 @@ class Scattering(nn.Module):
             raise ValueError(f"images of {side} px are too small for {scales} scales")
         self._dtype = dtype
         self.scales, self.angles = scales, angles
-        self._padded = ((side + step) // step + 1) * step
-        self._before = (self._padded - side) // 2
-        self._after = self._padded - side - self._before
-        self.grid = self._padded // step - 2
+        self.padded = ((side + step) // step + 1) * step
+        self.before = (self.padded - side) // 2
+        self._after = self.padded - side - self.before
+        self.grid = self.padded // step - 2
         """Places along each axis."""
         self.channels = 1 + scales * angles + angles**2 * scales * (scales - 1) // 2
         """Numbers at each place."""
         for resolution in range(scales):
             for scale in range(resolution, scales):
                 if scale > resolution or resolution == 0:
-                    filters = wavelets(self._padded, scale=scale, angles=angles, resolution=resolution)
+                    filters = wavelets(self.padded, scale=scale, angles=angles, resolution=resolution)
                     # Every 2**k-th pixel has the mean of the aliases as its spectrum; they are added up.
                     self._keep(f"wavelets_{scale}_{resolution}", filters / 4.0 ** (scale - resolution))
-            window = window_rows(self._padded, scales=scales, resolution=resolution)
+            window = window_rows(self.padded, scales=scales, resolution=resolution)
             self._keep(f"window_{resolution}", window[1:-1])
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (rows, side, side) to (rows, channels, grid, grid): order 0, 1 and 2, fine to coarse."""
-        padding = [self._before, self._after] * 2
+        padding = [self.before, self._after] * 2
         padded = nn.functional.pad(images[:, None], padding, mode="reflect")
         spectrum = torch.fft.fft2(padded)
         first, second = [self._mean(padded, 0)], []
@@ -73,7 +73,7 @@ class Scattering(nn.Module):
     def _moduli(self, spectrum: Tensor, *, scale: int, resolution: int) -> Tensor:
         """|x * psi| of each angle, on every 2**scale-th pixel, from the spectrum on each 2**resolution-th."""
         product = spectrum * getattr(self, f"wavelets_{scale}_{resolution}")
-        waves: Tensor = torch.fft.ifft2(_folded(product, self._padded >> scale))
+        waves: Tensor = torch.fft.ifft2(_folded(product, self.padded >> scale))
         return waves.abs()
 
     def _mean(self, values: Tensor, resolution: int) -> Tensor:

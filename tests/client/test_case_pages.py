@@ -11,6 +11,7 @@ from client.images.phantoms import hospital_phantoms
 from client.prediction.answers import Answer, answers
 from client.prediction.case_page import case_page, write_heat_map, write_page
 from client.prediction.heat_map import heat_maps, overlay, resized
+from client.prediction.heat_method import HeatMethod
 from client.prediction.inputs import find_inputs
 from client.prediction.stored_model import read_model
 from common.models.registry import build_model, initial_parameters, load_parameters
@@ -123,7 +124,11 @@ def test_a_page_is_whole_loads_nothing_and_escapes_names(tmp_path, stored):
     )
     (folder / "a.png").rename(folder / HOSTILE.replace("/", ""))
     (answer,) = answers(
-        stored, find_inputs([folder], max_pixels=LIMIT), max_pixels=LIMIT, with_pictures=True, with_heat=True
+        stored,
+        find_inputs([folder], max_pixels=LIMIT),
+        max_pixels=LIMIT,
+        with_pictures=True,
+        with_heat=HeatMethod.COMBINED,
     )
     page = write_page(tmp_path / "pages", 1, answer, stored)
     assert re.fullmatch(r"0001-[A-Za-z0-9_-]+\.html", page.name)
@@ -153,7 +158,11 @@ def test_a_page_holds_nothing_of_a_header(tmp_path, stored):
     path = tmp_path / "film.dcm"
     path.write_bytes(dicom(pixels, **named))
     (answer,) = answers(
-        stored, find_inputs([path], max_pixels=LIMIT), max_pixels=LIMIT, with_pictures=True, with_heat=True
+        stored,
+        find_inputs([path], max_pixels=LIMIT),
+        max_pixels=LIMIT,
+        with_pictures=True,
+        with_heat=HeatMethod.COMBINED,
     )
     assert answer.is_answered
     assert "CANARY" not in case_page(answer, stored)

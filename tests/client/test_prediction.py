@@ -164,7 +164,7 @@ def broken(rule, grey):
     }[rule].astype(np.uint8)
 
 
-@pytest.mark.parametrize("rule", Rule)
+@pytest.mark.parametrize("rule", [rule for rule in Rule if rule is not Rule.UNLIKE_REFERENCE])
 def test_every_rule_refuses_its_picture_and_can_be_switched_off(films, rule):
     prepared = Preprocessing(image_size=SIZE, channels=1)
     picture = Image.fromarray(broken(rule, films.images[0]))
