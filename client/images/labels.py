@@ -21,7 +21,7 @@ def classes_of(labels: Iterable[str]) -> tuple[str, ...]:
         # Labels 0 and 2 of a small sample still mean at least three classes.
         names = tuple(str(number) for number in range(max(int(label) for label in found) + 1))
     else:
-        names = tuple(sorted(found, key=lambda label: (_plain(label) not in _ABSENCES, label)))
+        names = tuple(sorted(found, key=lambda label: (plain_label(label) not in _ABSENCES, label)))
     if len(names) > _MOST_CLASSES:
         raise DataError(
             f"{len(names)} different labels",
@@ -47,10 +47,10 @@ def with_classes(records: Records, classes: Sequence[str] | None) -> Records:
     written = [own[int(n)] if n.isdecimal() and int(n) < len(own) else n for n in records.labels]
     names = tuple(classes) if classes is not None else own or classes_of(written)
     exact = {name: name for name in names}
-    plain = {_plain(name): name for name in names}
+    plain = {plain_label(name): name for name in names}
     if not own and not any(name.isdecimal() for name in names):
         plain |= {str(index): name for index, name in enumerate(names)}
-    fitted = [exact.get(label) or plain.get(_plain(label)) for label in written]
+    fitted = [exact.get(label) or plain.get(plain_label(label)) for label in written]
     kept = [row for row, name in enumerate(fitted) if name is not None]
     if not kept and any(written):
         raise DataError(
@@ -67,5 +67,6 @@ def with_classes(records: Records, classes: Sequence[str] | None) -> Records:
     return replace(records.take(kept, skipped=skipped), labels=fitted_labels, classes=names)
 
 
-def _plain(label: str) -> str:
+def plain_label(label: str) -> str:
+    """A label without regard to case, spaces and punctuation."""
     return " ".join("".join(c if c.isalnum() else " " for c in label.casefold()).split())
