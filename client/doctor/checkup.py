@@ -8,7 +8,7 @@ from pathlib import Path
 from client.doctor.examination import Watch, examine, unwatched
 from client.doctor.findings import Finding, fine
 from client.doctor.label_schema import label_findings
-from client.doctor.naming import hidden, names_a_person
+from client.doctor.naming import hidden, names_a_person, printable, without_names
 from client.images.cache import FOLDER
 from client.images.dataset import HospitalImages, split_images, with_known_labels
 from client.images.decoded import decode_records
@@ -64,8 +64,9 @@ class Checkup:
     def findings(self) -> list[Finding]:
         """Everything that was looked at, in the order of the table."""
         if self.problem is not None:
-            why = " ".join(filter(None, (self.problem.why, self.problem.fix)))
-            failed = Finding(name="images", severity=CheckState.FAILED, result=self.problem.what, advice=why)
+            what = without_names(self.problem.what)
+            why = without_names(" ".join(filter(None, (self.problem.why, self.problem.fix))))
+            failed = Finding(name="images", severity=CheckState.FAILED, result=what, advice=why)
             return [failed, *self.labels]
         return [
             fine("layout", self.layout),
@@ -86,11 +87,13 @@ class Checkup:
                 advice = "name a train split" if split == "train" else ""
                 found.append(_warning_if(advice, name, "none"))
                 continue
-            by_class = ", ".join(f"{label} {count}" for label, count in self.images[split].items())
+            by_class = ", ".join(f"{printable(label)} {count}" for label, count in self.images[split].items())
             units = "" if self.unit == "image" else f" of {self.units[split]} patients"
-            empty = [label for label, count in self.images[split].items() if not count]
+            empty = [printable(label) for label, count in self.images[split].items() if not count]
             advice = f"no image of {', '.join(empty)}: correct if the hospital has none" if empty else ""
-            found.append(_warning_if(advice, name, f"{total}{units} ({by_class})"))
+            state = CheckState.NOTE if empty else CheckState.OK
+            result = f"{total}{units} ({by_class})"
+            found.append(Finding(name=name, severity=state, result=result, advice=advice))
         if self.unit == "patient":
             found.append(fine("unit of protection", "patient"))
         else:

@@ -9,7 +9,7 @@ from client.doctor.findings import Finding
 from client.doctor.identities import identity_findings
 from client.doctor.material import Material
 from client.doctor.mixtures import mixture_findings
-from client.doctor.naming import hidden, names_a_person
+from client.doctor.naming import hidden, named_after_columns, names_a_person
 from client.doctor.repeats import repeat_findings
 from client.doctor.series_ends import series_findings
 from client.doctor.shades import shade_findings
@@ -75,9 +75,12 @@ def _material(
     names: list[str] = []
     concealed: list[str] = []
     if source is not None and rows is not None:
-        place = {found.source.name(row): row + 1 for row in range(len(found))}
+        listed = [found.source.name(row) for row in range(len(found))]
+        place = {name: row + 1 for row, name in enumerate(listed)}
+        after_columns = named_after_columns(listed, found.groups)
         for row, name in enumerate(source.name(int(origin)) for origin in rows):
-            if names_a_person(name) or (facts and facts[row].is_named):
+            is_named = names_a_person(name) or name in after_columns
+            if is_named or (facts and facts[row].is_named):
                 name = hidden(name, place.get(name))
                 concealed.append(name)
             names.append(name)

@@ -144,6 +144,7 @@ def _of_dicom(path: str, *, max_pixels: int) -> Facts:
     direct, others = filled_in(header)
     shown = os.path.basename(path).casefold() + os.path.basename(os.path.dirname(path)).casefold()
     says, why = _annotation(header)
+    is_deidentified = _is_yes(header, "PatientIdentityRemoved")
     return Facts(
         format=Format.DICOM,
         width=_whole(header.get("Columns")) or 0,
@@ -159,8 +160,8 @@ def _of_dicom(path: str, *, max_pixels: int) -> Facts:
         recognizable=_is_yes(header, "RecognizableVisualFeatures"),
         direct=frozenset(direct),
         others=frozenset(others),
-        deidentified=_is_yes(header, "PatientIdentityRemoved"),
-        is_named=any(word.casefold() in shown for word in direct_words(header)),
+        deidentified=is_deidentified,
+        is_named=not is_deidentified and any(word.casefold() in shown for word in direct_words(header)),
         slices=(
             SliceNumber(
                 _digest(header.get("SeriesInstanceUID")),

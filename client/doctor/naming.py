@@ -26,6 +26,7 @@ _COLUMNS: Final = frozenset(
 """Without regard to case, spaces and punctuation."""
 _PERSON: Final = re.compile(r"[^\W\d_]{2,}(\^|,\s|\s)[^\W\d_]{2,}([\s^,]|$)|\^")
 _TYPED: Final = re.compile(r"[^\W\d_]\^|[^\s@]+@[^\s@]+\.[^\s@]+")
+_WORD: Final = re.compile(r"[^\W\d_]{4,}")
 _SHARE: Final = 0.2
 _LONGEST: Final = 40
 
@@ -44,9 +45,24 @@ def hidden(path: str, number: int | None = None) -> str:
 
 def printable(text: str) -> str:
     """A label as it is shown: no name of a person, nothing long."""
-    if _PERSON.fullmatch(text) and "^" in text:
-        return "[hidden]"
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    shown = without_names(text)
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
+
+
+def without_names(text: str) -> str:
+    """A sentence without DICOM's names of persons, which have a caret."""
+    return re.sub(r"[^\s,;()]*\^[^\s,;()]*", "[hidden]", text)
+
+
+def named_after_columns(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> set[str]:
+    """Those of `names` (rows,) that hold a word of an identifying column of their own row."""
+    known, _ = identifying_columns(columns)
+    found: set[str] = set()
+    for row, name in enumerate(names):
+        words = [word for column in known for word in _WORD.findall(columns[column][row])]
+        if any(word.casefold() in name.casefold() for word in words):
+            found.add(name)
+    return found
 
 
 def identifying_columns(columns: Mapping[str, Sequence[str]]) -> tuple[list[str], int]:

@@ -18,7 +18,7 @@ _BLUR: Final = 1.0
 _LEAST_DETAIL: Final = 1.0
 """Shades (root mean square): a blank picture has no detail to be compared by."""
 _BLOCK: Final = 2048
-_ROWS_AT_ONCE: Final = 1024
+_VALUES_AT_ONCE: Final = 2**23
 
 
 def near_duplicates(pixels: NDArray[np.uint8], rows: NDArray[np.int64]) -> list[list[int]]:
@@ -47,8 +47,9 @@ def _details(
     blur = _blurring()
     details = np.empty((len(rows), SIDE * SIDE), np.float32)
     has_detail = np.empty(len(rows), np.bool_)
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        chosen = rows[start : start + _ROWS_AT_ONCE]
+    at_once = max(1, _VALUES_AT_ONCE // int(np.prod(pixels.shape[1:])))
+    for start in range(0, len(rows), at_once):
+        chosen = rows[start : start + at_once]
         grey = pixels[chosen].astype(np.float32).mean(axis=1)
         small = smaller @ grey @ smaller.T
         fine = (small - blur @ small @ blur.T).reshape(len(chosen), -1)

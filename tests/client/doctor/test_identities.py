@@ -143,6 +143,24 @@ def test_a_file_named_after_its_own_patient_is_found_and_hidden(folder):
     assert said["inverted"].files == (("[name hidden].dcm (file 1)",),)
 
 
+def test_a_file_named_after_its_row_of_the_table_is_hidden(folder):
+    rows = [{**row, "surname": "Smithson"} for row in sound(folder, 60)]
+    save(folder / "smithson_9.png", 255 - film(70))
+    odd = {"path": "smithson_9.png", "label": "ill", "patient": "x", "split": "train", "surname": "Smithson"}
+    said = by_name(checkup(write_table(folder, [*rows, odd])))
+    assert said["inverted"].files == (("[name hidden].png (file 61)",),)
+    assert said["names of files"].severity is WARNING
+
+
+def test_a_name_is_no_part_of_a_problem(folder):
+    rows = [{**row, "label": NAME} for row in sound(folder, 4)]
+    findings = checkup(write_table(folder, rows)).findings()
+    assert findings[0].severity is CheckState.FAILED
+    assert not names_it(repr(findings).encode())
+    missing = [{**row, "path": f"{NAME}.png"} for row in rows]
+    assert not names_it(repr(checkup(write_table(folder, missing)).findings()).encode())
+
+
 def write_canaries(folder):
     """A name wherever a header may have one, in files of all formats, and reasons to list each of them."""
     rows = sound(folder, 20)
@@ -177,7 +195,8 @@ def write_canaries(folder):
     nibabel.save(volume, folder / "a.nii")
     for name in ("a.dcm", "torn.dcm", "odd.dcm", "deflated.dcm", "a.png", "a.jpg", "a.nii"):
         rows.append({"path": name, "label": "ill", "patient": NAME, "split": "train"})
-    rows += [{"path": "a.png", "label": NAME, "patient": "p", "split": "test"}]
+    save(folder / "b.png", film(56))
+    rows += [{"path": "b.png", "label": NAME, "patient": "p", "split": "test"}]
     rows += [{"path": f"{NAME}.png", "label": "ill", "patient": "p", "split": NAME}]
     return write_table(folder, [{**row, f"note of {NAME}": NAME, "surname": NAME} for row in rows])
 

@@ -55,6 +55,19 @@ def test_blank_pictures_are_alike_in_nothing():
     assert near_duplicates(stack(blank), np.arange(4)) == []
 
 
+def test_large_pictures_are_brought_down_a_few_at_a_time():
+    pixels = np.zeros((40, 3, 512, 512), np.uint8)
+    for row in range(40):
+        pixels[row] = resized(film(row % 39), 512)
+    tracemalloc.start()
+    try:
+        assert near_duplicates(pixels, np.arange(40)) == [[0, 39]]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 80e6  # all of them as floats are 126 MB
+
+
 def test_only_the_rows_asked_for_are_compared_and_named():
     pixels = stack([film(0), film(1), film(0), film(2), film(0)])
     assert near_duplicates(pixels, np.array([1, 2, 3, 4])) == [[2, 4]]
