@@ -1,8 +1,9 @@
 """All usable images, looked at from every side: pixels as training decodes them, headers once more."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.doctor.facts import Facts, read_facts
 from client.doctor.findings import Finding
@@ -90,8 +91,15 @@ def _material(
         names=tuple(names),
         units=np.asarray(examples.units),
         unit=decoded.unit,
-        splits=tuple(split_of[examples.unit_ids[unit]] for unit in examples.units),
-        labels=tuple(decoded.classes[target] for target in examples.targets),
+        splits=tuple(split_of.get(examples.unit_ids[unit], "") for unit in examples.units),
+        labels=tuple(_label(target, decoded.classes) for target in examples.targets),
         facts=facts,
     )
     return material, concealed
+
+
+def _label(target: NDArray[np.int64], classes: Sequence[str]) -> str:
+    """Name of a class index, or of all findings of a row of 0 and 1."""
+    if np.ndim(target) == 0:
+        return classes[int(target)]
+    return " + ".join(name for name, present in zip(classes, target, strict=True) if present)

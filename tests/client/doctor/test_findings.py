@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from pydicom.uid import generate_uid
 
+from client.doctor.examination import _label
 from client.doctor.mixtures import follows_class
 from common.checks import CheckState
 from tests.client.doctor.films import by_name, checkup, film, save, save_dicom, sound, write_table
@@ -285,3 +286,8 @@ def test_an_array_is_examined_too(tmp_path):
     assert said["blank pictures"].files == (("train_images[9]",),)
     assert set(said["near-duplicates across splits"].files[0]) == {"train_images[20]", "test_images[0]"}
     assert "bit depth" not in said
+
+
+def test_the_labels_of_a_row_may_be_several():
+    assert _label(np.int64(1), ("normal", "ill")) == "ill"
+    assert _label(np.array([1, 0, 1]), ("a", "b", "c")) == "a + c"
