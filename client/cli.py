@@ -59,40 +59,44 @@ def check(
     volume_column: Annotated[str, typer.Option(help="--data, CSV: column of a 4-D file's volume")] = "",
     task: Annotated[str, typer.Option(help="--data: multi-label or ordinal labels")] = "classification",
     cache: Annotated[Path | None, typer.Option(help="--data: keep decoded images in this folder")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="a warning fails too")] = False,
+    listed: Annotated[str, typer.Option("--list", help="only the files of this finding")] = "",
     output: Output = OutputFormat.TEXT,
 ) -> None:
     """Check the hospital before the first round; with `--data` read images as training would, no more.
 
-    Exit codes: 0 fine (warnings included), 1 something failed, 2 hospital.toml cannot be used.
+    Exit codes: 0 fine (notes and warnings included), 1 something failed (`--strict`: or is a warning), 2
+    hospital.toml cannot be used. docs/data-doctor.md explains each finding about the images.
     """
     if not data:
-        _check_hospital(folder, timeout_s, output)
-    from client.images.doctor import check_images
+        _check_hospital(folder, timeout_s, output, strict=strict, listed=listed)
+    from client.doctor.answer import print_files, print_findings, progress
+    from client.doctor.checkup import check_images
     from common.hospital_config import DataConfig
     from common.preprocessing import Preprocessing
 
-    checkup = check_images(
-        DataConfig(
-            path=data,
-            path_column=path_column,
-            path_root=path_root,
-            label_column=label_column,
-            patient_column=patient_column,
-            split_column=split_column,
-            frame_column=frame_column,
-            volume_column=volume_column,
-        ),
-        preprocessing=Preprocessing(image_size=image_size, channels=3 if channels == 3 else 1),
-        classes=None,
-        cache_folder=cache,
-        task=_known_task(task),
-    )
-    if output is OutputFormat.JSON:
-        rows = [{"check": c, "result": r, "what_to_do": w} for c, r, w in checkup.rows()]
-        typer.echo(json.dumps({"usable": checkup.is_usable, "checks": rows}, indent=2, ensure_ascii=False))
-    else:
-        print_table(("check", "result", "what to do"), checkup.rows())
-    raise typer.Exit(0 if checkup.is_usable else 1)
+    known_task = _known_task(task)
+    with progress() as watch:
+        checkup = check_images(
+            DataConfig(
+                path=data,
+                path_column=path_column,
+                path_root=path_root,
+                label_column=label_column,
+                patient_column=patient_column,
+                split_column=split_column,
+                frame_column=frame_column,
+                volume_column=volume_column,
+            ),
+            preprocessing=Preprocessing(image_size=image_size, channels=3 if channels == 3 else 1),
+            classes=None,
+            cache_folder=cache,
+            watch=watch,
+            task=known_task,
+        )
+    if listed:
+        raise typer.Exit(print_files(checkup, listed, output, strict=strict))
+    raise typer.Exit(print_findings(checkup, output, strict=strict))
 
 
 def _known_task(name: str) -> str:
@@ -104,20 +108,29 @@ def _known_task(name: str) -> str:
     return name
 
 
-def _check_hospital(folder: Path, timeout_s: float, output: OutputFormat) -> NoReturn:
+def _check_hospital(
+    folder: Path, timeout_s: float, output: OutputFormat, *, strict: bool, listed: str
+) -> NoReturn:
     from rich.console import Console
 
     from client.deployment.hospital_folder import HospitalFolder
-    from client.provisioning.checks import check_hospital
+    from client.provisioning.checks import check_hospital, enrolment_or_none
     from common.checks import exit_code, print_checks
 
     hospital = HospitalFolder(folder)
+    if listed:
+        from client.doctor.answer import print_files, progress
+        from client.provisioning.checks_of_study import look_at_images
+
+        with progress() as watch:
+            checkup = look_at_images(hospital, enrolment_or_none(hospital), watch=watch)
+        raise typer.Exit(print_files(checkup, listed, output, strict=strict))
     with Console(stderr=True).status("") as shown:
         checks = check_hospital(
             hospital, timeout_s=timeout_s, say=lambda part: shown.update(f"looking at: {part}")
         )
     print_checks(checks, output)
-    raise typer.Exit(exit_code(checks))
+    raise typer.Exit(exit_code(checks, strict=strict))
 
 
 @app.command()

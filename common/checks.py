@@ -14,6 +14,8 @@ class CheckState(StrEnum):
     """How a check came out."""
 
     OK = "ok"
+    NOTE = "note"
+    """Worth knowing; also right as it is."""
     WARNING = "warning"
     FAILED = "failed"
 
@@ -39,6 +41,7 @@ def print_checks(checks: Sequence[Check], output: OutputFormat) -> None:
     print_table(("check", "result", "what to do"), rows)
 
 
-def exit_code(checks: Sequence[Check]) -> int:
-    """0 when nothing failed (warnings included), 1 otherwise."""
-    return int(any(check.state is CheckState.FAILED for check in checks))
+def exit_code(checks: Sequence[Check], *, strict: bool = False) -> int:
+    """0 when nothing failed (warnings included, unless `strict`), 1 otherwise."""
+    bad = {CheckState.FAILED, CheckState.WARNING} if strict else {CheckState.FAILED}
+    return int(any(check.state in bad for check in checks))

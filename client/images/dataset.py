@@ -60,7 +60,11 @@ def read_records(data: DataConfig, *, classes: Sequence[str] | None, task: str =
 
     Raises DataError when the data are in no known layout or nothing is left.
     """
-    found = find_records(data)
+    return with_known_labels(find_records(data), classes=classes, task=task)
+
+
+def with_known_labels(found: Records, *, classes: Sequence[str] | None, task: str) -> Records:
+    """What `find_records` found with labels of `classes`. Raises DataError when nothing is left."""
     if not len(found):
         check_skipped(0, found.skipped, max_share=1.0)
     records = with_classes(found, classes, task=task)
@@ -92,6 +96,11 @@ def read_hospital_images(
         max_pixels=data.max_pixels,
         max_skipped_share=data.max_skipped_share,
     )
+    return split_images(decoded, data=data, split_key=split_key)
+
+
+def split_images(decoded: DecodedRecords, *, data: DataConfig, split_key: bytes) -> HospitalImages:
+    """Decoded images by who trains, validates and tests; see `read_hospital_images`."""
     splits = _with_validation(decoded, share=data.validation_share, key=split_key)
     parts = {
         name: decoded.examples.select_units([unit for unit, split in enumerate(splits) if split == name])

@@ -1,7 +1,7 @@
 """From records to examples: decode every image once, on all cores, and put each unit on one side."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,12 @@ class DecodedRecords:
     repeated_images: int
     """Images whose very same picture occurs before them."""
     layout: str = ""
+    source: ImageFiles | ImageArray | None = None
+    """Where the images were found; None for generated ones."""
+    source_rows: NDArray[np.int64] | None = None
+    """(rows,) each image's row in `source`."""
+    pictures: tuple[str, ...] = ()
+    """(rows,) fingerprint of each full-size picture; empty for generated ones."""
 
     def __repr__(self) -> str:
         return f"DecodedRecords({self.examples!r}, skipped={len(self.skipped)})"
@@ -79,16 +85,18 @@ def decode_records(
     cache_folder: Path | None,
     max_pixels: int,
     max_skipped_share: float,
+    watch: Callable[[], None] = lambda: None,
 ) -> DecodedRecords:
     """Decode `records`, from the cache where they were decoded before.
 
-    Units are patients; without patient ids, equal pictures are one unit named by their pixels. Raises
-    DataError when nothing or too little is usable.
+    Units are patients; without patient ids, equal pictures are one unit named by their pixels. `watch` is
+    called, by several threads, before an image is decoded. Raises DataError when nothing or too little is
+    usable.
     """
     seen = SeenFiles(cache_folder, max_pixels=max_pixels)
     records, contents = _fingerprint(records, seen)
     try:
-        decoded = _decode(records.source, contents, preprocessing, cache_folder, max_pixels)
+        decoded = _decode(records.source, contents, preprocessing, cache_folder, max_pixels, watch)
     except DataError:
         seen.forget()
         raise
@@ -121,6 +129,9 @@ def decode_records(
         units_in_several_splits=torn,
         repeated_images=len(pictures) - len(set(pictures)),
         layout=records.layout,
+        source=records.source,
+        source_rows=usable,
+        pictures=tuple(pictures),
     )
 
 
@@ -164,12 +175,14 @@ def _decode(
     preprocessing: Preprocessing,
     cache_folder: Path | None,
     max_pixels: int,
+    watch: Callable[[], None],
 ) -> Decoded:
     if isinstance(source, ImageArray) and preprocessing.keeps(source.pixels):
         pixels = preprocessing.fit_array(source.pixels)
         return Decoded(pixels=pixels, digests=tuple(contents), failures={})
 
     def decode_row(row: int) -> DecodedImage:
+        watch()
         if isinstance(source, ImageArray):
             return DecodedImage(preprocessing.fit_array(source.pixels[row : row + 1])[0], contents[row])
         view = source.view(row)

@@ -40,7 +40,7 @@ WANTED: Final = [
     *("SOPClassUID", "SeriesInstanceUID"),
 ]
 """All that is read of a header. The series' identifier only tells two series in one folder apart."""
-_DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
+DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
 _UNDEFINED: Final = 0xFFFFFFFF
 _MOST_SWOLLEN: Final = 2
 """A coded frame is at most so many times larger than its samples would be in 64 bits."""
@@ -73,8 +73,7 @@ class DicomFile:
 
 def parse_dicom(content: bytes, *, max_bytes: int) -> DicomFile:
     """Read the header. Raises Unusable, and what pydicom raises for damaged ones."""
-    if _DEFLATED in content[:1024]:
-        content = _inflated(content, max_bytes)
+    content = inflated(content, max_bytes=max_bytes)
     stream = io.BytesIO(content)
     header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(WANTED))
     implicit, little = header.original_encoding
@@ -195,23 +194,25 @@ def _pixel_element(content: bytes, place: int, order: str) -> tuple[str, str, in
     return keyword, vr.decode() if stated and vr != b"UN" else "OW", start, length
 
 
-def _inflated(content: bytes, max_bytes: int) -> bytes:
-    """The data set of a deflated file, without what stands before it."""
+def inflated(content: bytes, *, max_bytes: int) -> bytes:
+    """The data set of a deflated file, without what stands before it; others as they are. Raises Unusable."""
+    if DEFLATED not in content[:1024]:
+        return content
     stream = io.BytesIO(content)
     stream.seek(132 if content[128:132] == b"DICM" else 0)
     meta = read_dataset(stream, False, True, stop_when=_after_meta)
-    if meta.get("TransferSyntaxUID") != _DEFLATED.decode():
+    if meta.get("TransferSyntaxUID") != DEFLATED.decode():
         return content
     inflater = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
     try:
-        inflated = inflater.decompress(content[stream.tell() :], max_bytes)
+        unpacked = inflater.decompress(content[stream.tell() :], max_bytes)
     except zlib.error:
         raise Unusable(SkipReason.INCONSISTENT) from None
     if inflater.unconsumed_tail:
         raise Unusable(SkipReason.OVERSIZED)
     if not inflater.eof:
         raise Unusable(SkipReason.TRUNCATED)
-    return inflated
+    return unpacked
 
 
 def _after_meta(tag: Any, _vr: str | None, _length: int) -> bool:

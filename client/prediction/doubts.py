@@ -79,6 +79,11 @@ def _doubts(picture: Picture, preprocessing: Preprocessing) -> list[Doubt]:
     return found
 
 
+def doubt_of_shades(grey: NDArray[np.uint8]) -> Doubt | None:
+    """The first of the rules that need nothing but a grey picture (H, W) of any size: flat, then inverted."""
+    return _flat(grey) or _inversion(grey)
+
+
 def _reduced(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Averaged to at most `_LOOKED_AT` pixels a side: the rules are about the picture, not about noise."""
     factor = max(1, -(-min(pixels.shape[:2]) // _LOOKED_AT))

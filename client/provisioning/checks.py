@@ -33,7 +33,7 @@ def check_hospital(
     folder: HospitalFolder, *, timeout_s: float = 10.0, say: Say = lambda _: None
 ) -> list[Check]:
     """Every check of the hospital's side; `say` hears which part is being looked at."""
-    enrolment = _enrolment_or_none(folder)
+    enrolment = enrolment_or_none(folder)
     parts: Sequence[tuple[str, Callable[[], Iterator[Check]]]] = (
         ("versions", _versions),
         ("enrolment", lambda: _enrolment(folder)),
@@ -45,7 +45,12 @@ def check_hospital(
         ("disk", lambda: _disk(folder)),
         ("memory", _memory),
         ("ledger", lambda: _ledger(folder)),
-        ("images", lambda: check_images_and_plan(folder, enrolment)),
+        (
+            "images",
+            lambda: check_images_and_plan(
+                folder, enrolment, watch=lambda what, done, total: say(f"images: {what}, {done} of {total}")
+            ),
+        ),
     )
     found: list[Check] = []
     for name, part in parts:
@@ -77,7 +82,8 @@ def guarded(name: str, part: Callable[[], Iterator[Check]]) -> list[Check]:
     return found
 
 
-def _enrolment_or_none(folder: HospitalFolder) -> Enrolment | None:
+def enrolment_or_none(folder: HospitalFolder) -> Enrolment | None:
+    """The enrolment where there is one that can be read."""
     try:
         return load(Enrolment, folder.enrolment_file)
     except (FederationError, OSError, ValueError):  # the part "enrolment" says why

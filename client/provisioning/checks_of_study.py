@@ -12,15 +12,18 @@ from common.errors import FederationError
 if TYPE_CHECKING:
     import torch
 
-    from client.images.doctor import Checkup
+    from client.doctor.checkup import Checkup
+    from client.doctor.examination import Watch
 
 _NOT_PLANNED = PublicPlan()
 
 
-def check_images_and_plan(folder: HospitalFolder, enrolment: Enrolment | None) -> Iterator[Check]:
+def check_images_and_plan(
+    folder: HospitalFolder, enrolment: Enrolment | None, *, watch: "Watch"
+) -> Iterator[Check]:
     """Read the images as training would; then hold the enrolment's plan against policy and machine."""
-    checkup = _look_at_images(folder, enrolment)
-    yield from _images(checkup)
+    checkup = look_at_images(folder, enrolment, watch=watch)
+    yield from (finding.check for finding in checkup.findings())
     device = _device(folder)
     if isinstance(device, Check):
         yield device
@@ -39,8 +42,9 @@ def check_images_and_plan(folder: HospitalFolder, enrolment: Enrolment | None) -
             yield _self_test(folder, enrolment, device)
 
 
-def _look_at_images(folder: HospitalFolder, enrolment: Enrolment | None) -> "Checkup":
-    from client.images.doctor import check_images
+def look_at_images(folder: HospitalFolder, enrolment: Enrolment | None, *, watch: "Watch") -> "Checkup":
+    """What the doctor says about the hospital's images, read as the enrolment's plan wants them."""
+    from client.doctor.checkup import check_images
     from common.preprocessing import Preprocessing
 
     config, data = folder.config, (enrolment.plan if enrolment else _NOT_PLANNED).data
@@ -51,6 +55,7 @@ def _look_at_images(folder: HospitalFolder, enrolment: Enrolment | None) -> "Che
         task=data.task,
         cache_folder=folder.path / (config.site.cache or "cache"),
         split_key=_split_key(folder),
+        watch=watch,
     )
 
 
@@ -64,18 +69,6 @@ def _split_key(folder: HospitalFolder) -> bytes:
     except (FederationError, OSError):
         site_key = b"no ledger yet"
     return split_key(site_key)
-
-
-def _images(checkup: "Checkup") -> Iterator[Check]:
-    rows = checkup.rows()
-    if checkup.problem is not None:
-        (_, result, fix) = rows[0]
-        yield Check(name="images", state=CheckState.FAILED, result=result, fix=fix)
-        return
-    for name, result, fix in rows:
-        failed = name == "skipped in all" and not checkup.is_usable
-        state = CheckState.FAILED if failed else CheckState.WARNING if fix else CheckState.OK
-        yield Check(name=name, state=state, result=result, fix=fix)
 
 
 def _device(folder: HospitalFolder) -> "torch.device | Check":

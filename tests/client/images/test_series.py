@@ -9,8 +9,8 @@ import pydicom
 import pytest
 from PIL import Image
 
+from client.doctor.checkup import check_images
 from client.images.decode import guarded_pillow
-from client.images.doctor import check_images
 from client.images.entries import read_entry
 from client.images.records import SkipReason, Unusable, View
 from common.hospital_config import DataConfig
