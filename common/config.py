@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.augmentation import AugmentationSection
 from common.names import NAME
 from common.settings import Section
 
@@ -167,6 +168,7 @@ class PublicPlan(Section):
     federation: FederationSection = FederationSection()
     data: DataContract = DataContract()
     model: ModelSection = ModelSection()
+    augmentation: AugmentationSection = AugmentationSection()
     training: TrainingConfig = TrainingConfig()
     privacy: PrivacyKnobs = PrivacyKnobs()
     evaluation: EvaluationSection = EvaluationSection()
@@ -202,6 +204,7 @@ class FederationConfig(PublicPlan):
             federation=self.federation,
             data=self.data,
             model=self.model,
+            augmentation=self.augmentation,
             training=self.training,
             privacy=self.privacy,
             evaluation=self.evaluation,
