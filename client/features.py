@@ -84,7 +84,9 @@ def on_features(
     return Trainable(
         model=trained_stage(model),
         examples=kept[1],
-        preprocessing=AsTheyAre(image_size=preprocessing.image_size, channels=preprocessing.channels),
+        preprocessing=AsTheyAre(
+            image_size=preprocessing.image_size, channels=preprocessing.channels, steps=preprocessing.steps
+        ),
     )
 
 

@@ -214,7 +214,7 @@ def _trained(
     model = build_model(plan.model_spec)
     load_parameters(model, weights)
     task = make_task(plan.data.task, plan.data.classes)
-    preprocessing = Preprocessing(image_size=plan.data.image_size, channels=plan.data.channels)
+    preprocessing = Preprocessing.of(plan)
     randomness = _randomness(site, plan)
     device = resolve_device(site.config.site.device)
     with explained_memory(physical_batch_size=plan.training.physical_batch_size, device=device):

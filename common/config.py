@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from common.augmentation import AugmentationSection
 from common.names import NAME
+from common.preparation.settings import PreprocessingSection
 from common.settings import Section
 
 MOST_HOSPITALS = 2**20
@@ -167,12 +168,24 @@ class PublicPlan(Section):
 
     federation: FederationSection = FederationSection()
     data: DataContract = DataContract()
+    preprocessing: PreprocessingSection = PreprocessingSection()
     model: ModelSection = ModelSection()
     augmentation: AugmentationSection = AugmentationSection()
     training: TrainingConfig = TrainingConfig()
     privacy: PrivacyKnobs = PrivacyKnobs()
     evaluation: EvaluationSection = EvaluationSection()
     wire: WireSection = WireSection()
+
+    @model_validator(mode="after")
+    def _images_can_be_prepared(self) -> Self:
+        steps = self.preprocessing
+        steps.check_images(channels=self.data.channels, image_size=self.data.image_size)
+        if self.model.name.startswith("scattering") and steps.is_standardised_otherwise:
+            raise ValueError(
+                "the model scattering takes pixels as installed back from their standardisation; write "
+                "preprocessing.standardise, mean and standard-deviation as installed, or another model"
+            )
+        return self
 
     @property
     def model_spec(self) -> "ModelSpec":
@@ -203,6 +216,7 @@ class FederationConfig(PublicPlan):
         return PublicPlan(
             federation=self.federation,
             data=self.data,
+            preprocessing=self.preprocessing,
             model=self.model,
             augmentation=self.augmentation,
             training=self.training,

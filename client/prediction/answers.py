@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from client.images.batch import on_all_cores
-from client.images.decode import guarded_pillow
+from client.images.decode import fit, guarded_pillow
 from client.images.entries import read_entry
 from client.images.records import WHOLE, SkipReason, Unusable
 from client.prediction.doubts import Doubt, Rule, find_doubt
@@ -92,7 +92,7 @@ def _read(
     picture = read_entry(asked.path, WHOLE, max_pixels=max_pixels)
     doubt = find_doubt(picture, stored.preprocessing, without=without)
     shown = _shown(picture) if with_picture else None
-    return _Read(None if doubt else stored.preprocessing.fit(picture), doubt, shown)
+    return _Read(None if doubt else fit(picture, stored.preprocessing), doubt, shown)
 
 
 def _shown(picture: Picture) -> Image.Image:

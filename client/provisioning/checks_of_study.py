@@ -43,11 +43,11 @@ def _look_at_images(folder: HospitalFolder, enrolment: Enrolment | None) -> "Che
     from client.images.doctor import check_images
     from common.preprocessing import Preprocessing
 
-    config, data = folder.config, (enrolment.plan if enrolment else _NOT_PLANNED).data
+    config, plan = folder.config, enrolment.plan if enrolment else _NOT_PLANNED
     return check_images(
         config.data,
-        preprocessing=Preprocessing(image_size=data.image_size, channels=data.channels),
-        classes=data.classes if enrolment else config.data.classes or None,
+        preprocessing=Preprocessing.of(plan),
+        classes=plan.data.classes if enrolment else config.data.classes or None,
         cache_folder=folder.path / (config.site.cache or "cache"),
         split_key=_split_key(folder),
     )

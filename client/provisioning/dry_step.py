@@ -72,7 +72,7 @@ def _step(plan: PublicPlan, *, units: int, device: torch.device) -> float:
         model,
         spec=plan.model_spec,
         examples=examples,
-        preprocessing=Preprocessing(image_size=data.image_size, channels=data.channels),
+        preprocessing=Preprocessing.of(plan),
         device=device,
         changing=plan.augmentation.is_on,
     )
