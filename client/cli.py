@@ -55,6 +55,10 @@ def check(
     frame_column: Annotated[str, typer.Option(help="--data, CSV: column of the frame or slice")] = "",
     volume_column: Annotated[str, typer.Option(help="--data, CSV: column of a 4-D file's volume")] = "",
     cache: Annotated[Path | None, typer.Option(help="--data: keep decoded images in this folder")] = None,
+    show: Annotated[Path | None, typer.Option(help="write images before and after to this HTML file")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="--data: preprocessing.key=value, may be repeated")
+    ] = None,
     output: Output = OutputFormat.TEXT,
 ) -> None:
     """Check the hospital before the first round; with `--data` read images as training would, no more.
@@ -62,26 +66,30 @@ def check(
     Exit codes: 0 fine (warnings included), 1 something failed, 2 hospital.toml cannot be used.
     """
     if not data:
-        _check_hospital(folder, timeout_s, output)
+        _check_hospital(folder, timeout_s, output, show)
     from client.images.doctor import check_images
+    from common.config import PublicPlan
     from common.hospital_config import DataConfig
     from common.preprocessing import Preprocessing
+    from common.settings import parse, with_overrides
 
-    checkup = check_images(
-        DataConfig(
-            path=data,
-            path_column=path_column,
-            path_root=path_root,
-            label_column=label_column,
-            patient_column=patient_column,
-            split_column=split_column,
-            frame_column=frame_column,
-            volume_column=volume_column,
-        ),
-        preprocessing=Preprocessing(image_size=image_size, channels=3 if channels == 3 else 1),
-        classes=None,
-        cache_folder=cache,
+    asked = {"data": {"image-size": image_size, "channels": 3 if channels == 3 else 1}}
+    preprocessing = Preprocessing.of(parse(PublicPlan, with_overrides(asked, set_ or []), source="--set"))
+    images = DataConfig(
+        path=data,
+        path_column=path_column,
+        path_root=path_root,
+        label_column=label_column,
+        patient_column=patient_column,
+        split_column=split_column,
+        frame_column=frame_column,
+        volume_column=volume_column,
     )
+    if show is not None:
+        from client.images.contact_sheet import write_contact_sheet
+
+        _say_shown(write_contact_sheet(show, images, preprocessing=preprocessing, classes=None), show)
+    checkup = check_images(images, preprocessing=preprocessing, classes=None, cache_folder=cache)
     if output is OutputFormat.JSON:
         rows = [{"check": c, "result": r, "what_to_do": w} for c, r, w in checkup.rows()]
         typer.echo(json.dumps({"usable": checkup.is_usable, "checks": rows}, indent=2, ensure_ascii=False))
@@ -90,7 +98,13 @@ def check(
     raise typer.Exit(0 if checkup.is_usable else 1)
 
 
-def _check_hospital(folder: Path, timeout_s: float, output: OutputFormat) -> NoReturn:
+def _say_shown(count: int, path: Path) -> None:
+    from client.images.contact_sheet import WARNING
+
+    typer.echo(f"{count} images before and after preprocessing: {path}\n{WARNING}", err=True)
+
+
+def _check_hospital(folder: Path, timeout_s: float, output: OutputFormat, show: Path | None) -> NoReturn:
     from rich.console import Console
 
     from client.deployment.hospital_folder import HospitalFolder
@@ -98,6 +112,10 @@ def _check_hospital(folder: Path, timeout_s: float, output: OutputFormat) -> NoR
     from common.checks import exit_code, print_checks
 
     hospital = HospitalFolder(folder)
+    if show is not None:
+        from client.provisioning.checks_of_study import show_images
+
+        _say_shown(show_images(hospital, show), show)
     with Console(stderr=True).status("") as shown:
         checks = check_hospital(
             hospital, timeout_s=timeout_s, say=lambda part: shown.update(f"looking at: {part}")

@@ -95,6 +95,11 @@ class Preprocessing:
         return replace(self, steps=self.steps.of_pixels)
 
     @property
+    def moves_places(self) -> bool:
+        """Whether a place in the model's square is not the same share of the whole picture."""
+        return self.steps.crop != "none" or self.steps.resize == "pad"
+
+    @property
     def mark(self) -> str:
         """Tells pixels of one preprocessing from those of another; empty as installed."""
         if not self.steps.changes_pixels:

@@ -91,8 +91,17 @@ def _read(
         raise Unusable(asked.reason)
     picture = read_entry(asked.path, WHOLE, max_pixels=max_pixels)
     doubt = find_doubt(picture, stored.preprocessing, without=without)
+    pixels = None if doubt else fit(picture, stored.preprocessing)
     shown = _shown(picture) if with_picture else None
-    return _Read(None if doubt else fit(picture, stored.preprocessing), doubt, shown)
+    if shown and pixels is not None and stored.preprocessing.moves_places:
+        shown = _as_prepared(pixels)
+    return _Read(pixels, doubt, shown)
+
+
+def _as_prepared(pixels: NDArray[np.uint8]) -> Image.Image:
+    """What the model sees: where it was cropped or padded, heat would lie at the wrong place of the whole."""
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0).squeeze()))
+    return image.resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BILINEAR)
 
 
 def _shown(picture: Picture) -> Image.Image:

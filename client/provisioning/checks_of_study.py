@@ -1,7 +1,8 @@
 """The lines of `flower-client check` about the study: images, policy, device, time of a step."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from client.deployment.hospital_folder import HospitalFolder
 from common.checks import Check, CheckState
@@ -13,8 +14,14 @@ if TYPE_CHECKING:
     import torch
 
     from client.images.doctor import Checkup
+    from common.preprocessing import Preprocessing
 
 _NOT_PLANNED = PublicPlan()
+
+
+class _AsPlanned(TypedDict):
+    preprocessing: "Preprocessing"
+    classes: tuple[str, ...] | None
 
 
 def check_images_and_plan(folder: HospitalFolder, enrolment: Enrolment | None) -> Iterator[Check]:
@@ -41,16 +48,33 @@ def check_images_and_plan(folder: HospitalFolder, enrolment: Enrolment | None) -
 
 def _look_at_images(folder: HospitalFolder, enrolment: Enrolment | None) -> "Checkup":
     from client.images.doctor import check_images
-    from common.preprocessing import Preprocessing
 
-    config, plan = folder.config, enrolment.plan if enrolment else _NOT_PLANNED
+    config = folder.config
     return check_images(
         config.data,
-        preprocessing=Preprocessing.of(plan),
-        classes=plan.data.classes if enrolment else config.data.classes or None,
+        **_as_planned(folder, enrolment),
         cache_folder=folder.path / (config.site.cache or "cache"),
         split_key=_split_key(folder),
     )
+
+
+def show_images(folder: HospitalFolder, path: Path) -> int:
+    """Write a contact sheet of the hospital's images as the study sees them; how many are on it.
+
+    Before enrolment.toml is there, as without any configuration. Raises ConfigError, DataError.
+    """
+    from client.images.contact_sheet import write_contact_sheet
+
+    enrolment = folder.enrolment() if folder.enrolment_file.exists() else None
+    return write_contact_sheet(path, folder.config.data, **_as_planned(folder, enrolment))
+
+
+def _as_planned(folder: HospitalFolder, enrolment: Enrolment | None) -> "_AsPlanned":
+    from common.preprocessing import Preprocessing
+
+    plan = enrolment.plan if enrolment else _NOT_PLANNED
+    classes = plan.data.classes if enrolment else folder.config.data.classes or None
+    return {"preprocessing": Preprocessing.of(plan), "classes": classes}
 
 
 def _split_key(folder: HospitalFolder) -> bytes:
