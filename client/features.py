@@ -74,7 +74,7 @@ def on_features(
     stage = fixed_stage(model)
     if stage is None or changing or 4 * stage.width * examples.num_rows > MOST_BYTES:
         return Trainable(model=model, examples=examples, preprocessing=preprocessing)
-    which = spec.model_dump_json()
+    which = spec.model_dump_json() + preprocessing.steps.model_dump_json()
     kept = _KEPT.get(examples)
     if kept is None or kept[0] != which:
         stage.to(device)

@@ -110,7 +110,7 @@ def _rows(labels: Sequence[str]) -> list[int]:
     left, found = SHOWN, []
     for number, rows in enumerate(sorted(of_label.values(), key=len)):
         share = min(len(rows), left // (len(of_label) - number))
-        places = np.unique(np.linspace(0, len(rows) - 1, share).astype(np.int64)) if share else []
+        places = np.unique(np.linspace(0, len(rows) - 1, share).astype(np.int64)).tolist()
         found += [rows[place] for place in places]
         left -= len(places)
     return sorted(found)

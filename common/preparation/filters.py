@@ -1,6 +1,6 @@
 """Denoising and local histogram equalisation of shades in [0, 1], by scipy and scikit-image."""
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ def denoised(shades: NDArray[np.float32], steps: PreprocessingSection) -> NDArra
             fast_mode=True,
             channel_axis=-1 if coloured else None,
         )
-        return np.clip(found, 0, 1).astype(np.float32).reshape(shades.shape)
+        return _within(found, shades.shape)
     from scipy import ndimage
 
     planes = [shades[..., channel] for channel in range(shades.shape[2])]
@@ -55,4 +55,9 @@ def equalised(shades: NDArray[np.float32], steps: PreprocessingSection) -> NDArr
     tile = tuple(max(1, -(-side // steps.clahe_tiles)) for side in shades.shape[:2])
     picture = shades if shades.shape[2] == 3 else shades[..., 0]
     found = equalize_adapthist(picture, kernel_size=tile, clip_limit=steps.clahe)
-    return np.clip(found, 0, 1).astype(np.float32).reshape(shades.shape)
+    return _within(found, shades.shape)
+
+
+def _within(shades: NDArray[np.floating[Any]], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    kept: NDArray[np.float32] = np.clip(shades, 0, 1).astype(np.float32).reshape(shape)
+    return kept

@@ -31,7 +31,7 @@ def prepared(
     # 4. Resize, as the aspect is to be kept or not.
     size = (image_size, image_size)
     if steps.resize == "pad":
-        size = sides_within(*shades.shape[:2], image_size)
+        size = sides_within(shades.shape[0], shades.shape[1], image_size)
     planes = [resized(shades[..., channel], size) for channel in range(channels)]
     small = np.clip(np.stack(planes, axis=2), 0, 1)
     # 5. and 6. Filters, in the model's pixels: they mean the same whatever the scanner's resolution.
