@@ -204,3 +204,16 @@ def test_a_part_without_steps_carries_no_mark(tmp_path, folder):
     images = read(folder, Preprocessing.of(federation()))
     path = write_part(tmp_path / "p.npz", train=images.test, classes=CLASSES, unit="image")
     assert "prepared" not in np.load(path).files
+
+
+def test_heat_is_laid_over_what_the_model_sees_where_places_moved(tmp_path, folder):
+    """Over the whole picture it would lie beside what it speaks of."""
+    for steps, moved in ((STEPS[:1], False), (STEPS, True)):
+        preprocessing = Preprocessing.of(federation(*steps))
+        path = tmp_path / str(moved)
+        stored = read_model(store(path, spec_of(), preprocessing=preprocessing.to_dict()))
+        inputs = find_inputs([folder], max_pixels=LIMIT)
+        for answer in answers(stored, inputs, max_pixels=LIMIT, with_heat=True, with_pictures=True):
+            whole = answer.picture.width <= 80
+            assert whole is not moved
+            assert answer.heat is not None
