@@ -61,6 +61,10 @@ def check(
     cache: Annotated[Path | None, typer.Option(help="--data: keep decoded images in this folder")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="a warning fails too")] = False,
     listed: Annotated[str, typer.Option("--list", help="only the files of this finding")] = "",
+    show: Annotated[Path | None, typer.Option(help="write images before and after to this HTML file")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="--data: preprocessing.key=value, may be repeated")
+    ] = None,
     output: Output = OutputFormat.TEXT,
 ) -> None:
     """Check the hospital before the first round; with `--data` read images as training would, no more.
@@ -69,26 +73,36 @@ def check(
     hospital.toml cannot be used. docs/data-doctor.md explains each finding about the images.
     """
     if not data:
-        _check_hospital(folder, timeout_s, output, strict=strict, listed=listed)
+        _check_hospital(folder, timeout_s, output, strict=strict, listed=listed, show=show)
     from client.doctor.answer import print_files, print_findings, progress
     from client.doctor.checkup import check_images
+    from common.config import PublicPlan
     from common.hospital_config import DataConfig
     from common.preprocessing import Preprocessing
+    from common.settings import parse, with_overrides
 
     known_task = _known_task(task)
+    asked = {"data": {"image-size": image_size, "channels": 3 if channels == 3 else 1}}
+    preprocessing = Preprocessing.of(parse(PublicPlan, with_overrides(asked, set_ or []), source="--set"))
+    images = DataConfig(
+        path=data,
+        path_column=path_column,
+        path_root=path_root,
+        label_column=label_column,
+        patient_column=patient_column,
+        split_column=split_column,
+        frame_column=frame_column,
+        volume_column=volume_column,
+    )
+    if show is not None:
+        from client.images.contact_sheet import write_contact_sheet
+
+        shown = write_contact_sheet(show, images, preprocessing=preprocessing, classes=None, task=known_task)
+        _say_shown(shown, show)
     with progress() as watch:
         checkup = check_images(
-            DataConfig(
-                path=data,
-                path_column=path_column,
-                path_root=path_root,
-                label_column=label_column,
-                patient_column=patient_column,
-                split_column=split_column,
-                frame_column=frame_column,
-                volume_column=volume_column,
-            ),
-            preprocessing=Preprocessing(image_size=image_size, channels=3 if channels == 3 else 1),
+            images,
+            preprocessing=preprocessing,
             classes=None,
             cache_folder=cache,
             watch=watch,
@@ -108,8 +122,14 @@ def _known_task(name: str) -> str:
     return name
 
 
+def _say_shown(count: int, path: Path) -> None:
+    from client.images.contact_sheet import WARNING
+
+    typer.echo(f"{count} images before and after preprocessing: {path}\n{WARNING}", err=True)
+
+
 def _check_hospital(
-    folder: Path, timeout_s: float, output: OutputFormat, *, strict: bool, listed: str
+    folder: Path, timeout_s: float, output: OutputFormat, *, strict: bool, listed: str, show: Path | None
 ) -> NoReturn:
     from rich.console import Console
 
@@ -118,6 +138,10 @@ def _check_hospital(
     from common.checks import exit_code, print_checks
 
     hospital = HospitalFolder(folder)
+    if show is not None:
+        from client.provisioning.checks_of_study import show_images
+
+        _say_shown(show_images(hospital, show), show)
     if listed:
         from client.doctor.answer import print_files, progress
         from client.provisioning.checks_of_study import look_at_images

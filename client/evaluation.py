@@ -251,7 +251,7 @@ def score_patients(
     chunk_rows = rows_per_chunk(model, shape, physical_batch_size=plan.training.physical_batch_size)
     if place_matters(model, input_shape=shape, rows=chunk_rows, scored_for=task):
         chunk_rows = 1
-    preprocessing = Preprocessing(image_size=plan.data.image_size, channels=plan.data.channels)
+    preprocessing = Preprocessing.of(plan)
     said = [np.zeros((0, len(task.classes)))]
     with torch.no_grad():
         for start in range(0, len(rows), chunk_rows):

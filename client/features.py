@@ -62,17 +62,19 @@ def on_features(
     examples: Examples,
     preprocessing: Preprocessing,
     device: torch.device,
+    changing: bool = False,
     stop: Callable[[], bool] = never,
 ) -> Trainable:
     """The layers of `model` that train, and the features of the examples.
 
-    Everything as it came where the model has no fixed stage. Training the layers trains `model`.
+    Everything as it came where the model has no fixed stage, and where images are `changing` from step to
+    step (augmentation), so that no features can be kept. Training the layers trains `model`.
     Raises TrainingStopped between two chunks.
     """
     stage = fixed_stage(model)
-    if stage is None or 4 * stage.width * examples.num_rows > MOST_BYTES:
+    if stage is None or changing or 4 * stage.width * examples.num_rows > MOST_BYTES:
         return Trainable(model=model, examples=examples, preprocessing=preprocessing)
-    which = spec.model_dump_json()
+    which = spec.model_dump_json() + preprocessing.steps.model_dump_json()
     kept = _KEPT.get(examples)
     if kept is None or kept[0] != which:
         stage.to(device)
@@ -82,7 +84,9 @@ def on_features(
     return Trainable(
         model=trained_stage(model),
         examples=kept[1],
-        preprocessing=AsTheyAre(image_size=preprocessing.image_size, channels=preprocessing.channels),
+        preprocessing=AsTheyAre(
+            image_size=preprocessing.image_size, channels=preprocessing.channels, steps=preprocessing.steps
+        ),
     )
 
 

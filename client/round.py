@@ -214,7 +214,7 @@ def _trained(
     model = build_model(plan.model_spec)
     load_parameters(model, weights)
     task = task_of(plan)
-    preprocessing = Preprocessing(image_size=plan.data.image_size, channels=plan.data.channels)
+    preprocessing = Preprocessing.of(plan)
     randomness = _randomness(site, plan)
     device = resolve_device(site.config.site.device)
     with explained_memory(physical_batch_size=plan.training.physical_batch_size, device=device):
@@ -224,6 +224,7 @@ def _trained(
             examples=images.train,
             preprocessing=preprocessing,
             device=device,
+            changing=plan.augmentation.is_on,
             stop=lambda: time.time() > deadline,
         )
         if privacy is not None:
@@ -238,6 +239,7 @@ def _trained(
                 num_rounds=plan.federation.rounds,
                 randomness=randomness,
                 device=device,
+                augmentation=plan.augmentation,
                 stop=lambda: time.time() > deadline,
             )
         return train(
@@ -251,6 +253,7 @@ def _trained(
             num_rounds=plan.federation.rounds,
             randomness=randomness,
             device=device,
+            augmentation=plan.augmentation,
             stop=lambda: time.time() > deadline,
         )
 

@@ -54,8 +54,8 @@ class Site:
 
     def images(self, plan: PublicPlan) -> HospitalImages:
         """The hospital's images as the plan wants them, read and decoded once per process."""
-        preprocessing = Preprocessing(image_size=plan.data.image_size, channels=plan.data.channels)
-        wanted = (preprocessing, plan.data.classes, plan.data.task)
+        preprocessing = Preprocessing.of(plan)
+        wanted = (preprocessing.of_pixels, plan.data.classes, plan.data.task)
         if self._images is None or self._images[0] != wanted:
             self._images = None  # never two sets in memory, whatever a server asks for
             read = read_hospital_images(

@@ -4,7 +4,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.augmentation import AugmentationSection
 from common.names import NAME
+from common.preparation.settings import PreprocessingSection
 from common.settings import Section
 from common.task_kinds import LossName, TaskName, loss_problem, outputs_of, weights_problem
 
@@ -182,7 +184,9 @@ class PublicPlan(Section):
 
     federation: FederationSection = FederationSection()
     data: DataContract = DataContract()
+    preprocessing: PreprocessingSection = PreprocessingSection()
     model: ModelSection = ModelSection()
+    augmentation: AugmentationSection = AugmentationSection()
     training: TrainingConfig = TrainingConfig()
     privacy: PrivacyKnobs = PrivacyKnobs()
     evaluation: EvaluationSection = EvaluationSection()
@@ -200,6 +204,17 @@ class PublicPlan(Section):
             )
         if problem is not None:
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _images_can_be_prepared(self) -> Self:
+        steps = self.preprocessing
+        steps.check_images(channels=self.data.channels, image_size=self.data.image_size)
+        if self.model.name.startswith("scattering") and steps.is_standardised_otherwise:
+            raise ValueError(
+                "the model scattering takes pixels as installed back from their standardisation; write "
+                "preprocessing.standardise, mean and standard-deviation as installed, or another model"
+            )
         return self
 
     @property
@@ -231,7 +246,9 @@ class FederationConfig(PublicPlan):
         return PublicPlan(
             federation=self.federation,
             data=self.data,
+            preprocessing=self.preprocessing,
             model=self.model,
+            augmentation=self.augmentation,
             training=self.training,
             privacy=self.privacy,
             evaluation=self.evaluation,

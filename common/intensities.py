@@ -14,7 +14,8 @@ LOWEST_SHARE: Final = 0.001
 """Share of a picture's values that `Span.of` lets go black, and the same share white."""
 RULE: Final = f"window, table or {LOWEST_SHARE:g}..{1 - LOWEST_SHARE:g} quantiles"
 """The rule in words, for model.json and the key of cached images."""
-_LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
+LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
+"""Shares of red, green and blue in a grey, ITU-R 601."""
 
 
 class Shown(Protocol):
@@ -102,6 +103,8 @@ class Intensities:
     shown: Shown
     inverted: bool = False
     """Whether the highest value is black (MONOCHROME1)."""
+    is_hounsfield: bool = False
+    """Whether the file says that the values are Hounsfield units."""
 
     def shades(self) -> NDArray[np.float32]:
         """(H, W) or (H, W, 3) in [0, 1]: 0 black, 1 white."""
@@ -113,7 +116,7 @@ class Intensities:
         shades = self.shades()
         if shades.ndim == 2:
             return shades
-        red, green, blue = _LUMA
+        red, green, blue = LUMA
         grey: NDArray[np.float32] = shades[..., 0] * red + shades[..., 1] * green + shades[..., 2] * blue
         return grey
 

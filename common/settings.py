@@ -158,18 +158,17 @@ def _json_list(key: str, text: str) -> Any:
 
 def _explain(kind: type[Section], error: ValidationError, source: str) -> ConfigError:
     first = error.errors()[0]
-    key = ".".join(_kebab(str(part)) for part in first["loc"]) or "the file"
+    key = ".".join(_kebab(str(part)) for part in first["loc"]) or "this combination of settings"
     known = sorted(key for key, _ in _fields(kind))
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
         fix = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return ConfigError(f"{source}: there is no setting {key}", why=f"value {first['input']!r}", fix=fix)
-    message = first["msg"].removeprefix("Value error, ")
+    message, says_what, instead = first["msg"].removeprefix("Value error, ").partition("; write ")
     meaning = _meaning(kind, [str(part) for part in first["loc"]])
     shown = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
-    return ConfigError(
-        f"{source}: {key}{shown} cannot be used", why=message, fix=f"{key}: {meaning}" if meaning else ""
-    )
+    fix = f"write {instead}" if says_what else f"{key}: {meaning}" if meaning else ""
+    return ConfigError(f"{source}: {key}{shown} cannot be used", why=message, fix=fix)
 
 
 def _fields(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -82,9 +82,7 @@ def write_model(folder: RunFolder, config: FederationConfig, state: RunState) ->
         "loss": config.training.loss,
         "classes": list(config.data.classes),
         "spec": config.model_spec.model_dump(mode="json", by_alias=True),
-        "preprocessing": Preprocessing(
-            image_size=config.data.image_size, channels=config.data.channels
-        ).to_dict(),
+        "preprocessing": Preprocessing.of(config).to_dict(),
         "parameters": sum(array.size for array in model.values()),
         "sha256": sha256,
         "final_model": config.server.final_model,

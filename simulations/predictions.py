@@ -52,7 +52,7 @@ def serve(connection: Connection, held_back: str, configs: list[FederationConfig
     prepare_process(num_threads=1, deterministic=any(c.federation.reproducible for c in configs))
     images = read_held_back(Path(held_back)).sets["test"].images
     for config in configs:
-        preprocessing = Preprocessing(image_size=config.data.image_size, channels=config.data.channels)
+        preprocessing = Preprocessing.of(config)
         task = task_of(config)
         model = build_model(config.model_spec).eval()
         load_parameters(model, read_safetensors(Path(config.runtime.run_folder) / MODEL))

@@ -28,6 +28,7 @@ from common.hospital_config import (
     SiteConfig,
 )
 from common.models.names import MODELS
+from common.preprocessing import Preprocessing
 from common.settings import to_toml
 from simulations.held_back import HeldBack, deal_validation, hold_back, write_held_back
 from simulations.partition import LeftOut, Partition, majority_labels, partition_units
@@ -190,6 +191,7 @@ def write_hospital(
         validation=validation,
         classes=config.data.classes,
         unit=unit,
+        mark=Preprocessing.of(config).mark,
     )
     hospital = HospitalConfig(
         hospital=HospitalSection(name=name, enrolled_patients=enrolled(train.num_units)),

@@ -21,6 +21,7 @@ from common.examples import Examples, concatenate
 from common.hospital_config import DataConfig
 from common.preprocessing import Preprocessing
 from common.task_kinds import CLASSIFICATION, MULTI_LABEL
+from simulations.asked_preprocessing import asked_preprocessing, fitted_phantoms
 from simulations.partition import FOLDERS_COLUMN, slug
 from simulations.scenario import DEFAULT_HOSPITALS, Scenario
 
@@ -52,7 +53,8 @@ def read_images(scenario: Scenario) -> ReadImages:
         records = _read_folders(data, classes, scenario.task_name)
     else:
         records = [("", read_records(data, classes=classes, task=scenario.task_name))]
-    preprocessing = Preprocessing(
+    preprocessing = asked_preprocessing(
+        scenario,
         image_size=scenario.image_size or _native_size(records[0][1]) or DEFAULT_IMAGE_SIZE,
         channels=scenario.channels or channels_of(records[0][1]),
     )
@@ -237,8 +239,8 @@ def _generate(scenario: Scenario) -> ReadImages:
             f"generated images have no column {spec.column!r}",
             fix="use --partition column:site, or name --data",
         )
-    preprocessing = Preprocessing(
-        image_size=scenario.image_size or PHANTOM_SIZE, channels=scenario.channels or 1
+    preprocessing = asked_preprocessing(
+        scenario, image_size=scenario.image_size or PHANTOM_SIZE, channels=scenario.channels or 1
     )
     sites = [
         hospital_phantoms(
@@ -254,7 +256,7 @@ def _generate(scenario: Scenario) -> ReadImages:
         number_of = {patient: number for number, patient in enumerate(dict.fromkeys(site.patients))}
         tables.append(
             Examples(
-                inputs={"image": preprocessing.fit_array(site.images)},
+                inputs={"image": fitted_phantoms(site.images, preprocessing)},
                 targets=site.labels,
                 units=np.array([number_of[patient] for patient in site.patients], np.int64),
                 unit_ids=tuple(number_of),

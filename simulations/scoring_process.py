@@ -68,7 +68,7 @@ class Scorer:
 
         self.held_back = held_back
         self.task: Task = task_of(config)
-        self._preprocessing = Preprocessing(image_size=config.data.image_size, channels=config.data.channels)
+        self._preprocessing = Preprocessing.of(config)
         self._model = build_model(config.model_spec).eval()
         self._stage, self._trained = fixed_stage(self._model), trained_stage(self._model)
         self._features: dict[str, list[Any]] = {}

@@ -120,7 +120,7 @@ def prepare_way(
 
 def _merged(base: Prepared) -> Examples:
     """The training patients of all hospitals in one table."""
-    preprocessing = Preprocessing(image_size=base.facts.image_size, channels=base.facts.channels)
+    preprocessing = Preprocessing.of(base.config)
     parts = []
     for hospital in base.hospitals:
         data = DataConfig(path=str(base.folder / HOSPITALS / hospital.name / "data" / "images.npz"))

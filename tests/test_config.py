@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from common.config import FederationConfig, PrivacyKnobs, PublicPlan, TrainingConfig
 from common.errors import ConfigError
 from common.hospital_config import HospitalConfig, HospitalSection, PolicyConfig
+from common.preparation.settings import PreprocessingSection
 from common.settings import from_flat, load, meaning, parse, to_flat, to_nested, to_toml, with_overrides
 
 HOSPITAL = {"hospital": {"name": "north", "enrolled-patients": 100}, "data": {"path": "films"}}
@@ -140,9 +141,11 @@ def test_the_public_plan_holds_nothing_of_the_servers_own():
     flat = to_flat(config.public_plan)
     assert {key.split(".")[0] for key in flat} == {
         "federation",
+        "augmentation",
         "data",
         "model",
         "training",
+        "preprocessing",
         "privacy",
         "evaluation",
         "wire",
@@ -309,7 +312,20 @@ def values_for(annotation, field):
     return st.text()
 
 
+# Most combinations of steps are impossible; tests/common/preparation says which.
+STEPS = (
+    {},
+    {"crop": "centre", "crop_share": 0.75, "resize": "pad"},
+    {"clip_percentiles": (0.5, 99.5), "mask": "body", "crop": "foreground", "crop_margin": 0.1},
+    {"denoise": "median", "denoise_strength": 2.0, "clahe": 0.01, "clahe_tiles": 2},
+    {"colour": "refuse", "mean": (0.4,), "standard_deviation": (0.2,)},
+    {"standardise": "none", "denoise": "non-local-means"},
+)
+
+
 def configs(kind):
+    if kind is PreprocessingSection:
+        return st.sampled_from([PreprocessingSection(**steps) for steps in STEPS])
     fields = {}
     for name, field in kind.model_fields.items():
         annotation = field.annotation

@@ -51,10 +51,12 @@ class DecodeCache:
         # Another decoder or limit may give other pixels, so both belong to the key.
         self._how = {
             "schema": _SCHEMA,
-            "preprocessing": preprocessing.to_dict(),
+            "preprocessing": preprocessing.of_pixels.to_dict(),
             "max_pixels": max_pixels,
             "decoder": _decoders(),
         }
+        if preprocessing.libraries:
+            self._how["libraries"] = preprocessing.libraries
         self._shape = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
         try:
             _make_private(folder, self.folder)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from client.images.formats import most_bytes, open_picture
 from client.images.records import WHOLE, SkipReason, Unusable, View
+from common.preparation.problems import CannotPrepareError
 from common.preprocessing import Picture, Preprocessing, eight_bits
 
 
@@ -121,5 +122,13 @@ def decode(
 
 
 def fitted(picture: Picture, preprocessing: Preprocessing) -> DecodedImage:
-    """An upright picture as the model sees it."""
-    return DecodedImage(preprocessing.fit(picture), pixels_digest(eight_bits(picture)))
+    """An upright picture as the model sees it. Raises Unusable."""
+    return DecodedImage(fit(picture, preprocessing), pixels_digest(eight_bits(picture)))
+
+
+def fit(picture: Picture, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """The pixels alone. Raises Unusable where the picture cannot be brought to them."""
+    try:
+        return preprocessing.fit(picture)
+    except CannotPrepareError as error:
+        raise Unusable(SkipReason(error.problem.value)) from None

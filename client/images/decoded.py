@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from client.images.batch import decode_all, on_all_cores
 from client.images.cache import DecodeCache, Decoded
-from client.images.decode import DecodedImage, fitted, pixels_digest
+from client.images.decode import DecodedImage, fit, fitted, pixels_digest
 from client.images.entries import ContentChanged, entry_digest, read_entry
 from client.images.findings import label_matrix
 from client.images.records import (
@@ -177,14 +178,16 @@ def _decode(
     max_pixels: int,
     watch: Callable[[], None],
 ) -> Decoded:
-    if isinstance(source, ImageArray) and preprocessing.keeps(source.pixels):
-        pixels = preprocessing.fit_array(source.pixels)
+    if isinstance(source, ImageArray) and (source.mark or preprocessing.keeps(source.pixels)):
+        _check_mark(source, preprocessing)
+        pixels = preprocessing.channels_first(source.pixels)
         return Decoded(pixels=pixels, digests=tuple(contents), failures={})
 
     def decode_row(row: int) -> DecodedImage:
         watch()
         if isinstance(source, ImageArray):
-            return DecodedImage(preprocessing.fit_array(source.pixels[row : row + 1])[0], contents[row])
+            pixels = fit(Image.fromarray(source.pixels[row]), preprocessing)
+            return DecodedImage(pixels, contents[row])
         view = source.view(row)
         expected = contents[row].removesuffix(view.mark)
         try:
@@ -201,3 +204,13 @@ def _decode(
     if cache_folder is not None:
         cache = DecodeCache(cache_folder, preprocessing, max_pixels=max_pixels)
     return decode_all(contents, decode_row, preprocessing=preprocessing, cache=cache, max_pixels=max_pixels)
+
+
+def _check_mark(source: ImageArray, preprocessing: Preprocessing) -> None:
+    """Raise DataError for pixels that went through other steps, which cannot be undone."""
+    if source.mark != preprocessing.mark or source.pixels.shape[1:3] != (preprocessing.image_size,) * 2:
+        raise DataError(
+            "these images were prepared for another preprocessing",
+            why="what was cut away or filtered once cannot be brought back",
+            fix="start from the original images",
+        )

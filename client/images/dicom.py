@@ -31,6 +31,7 @@ _PLUGINS: Final = {
 }
 _GROUPS: Final = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 _MONOCHROME: Final = ("MONOCHROME1", "MONOCHROME2")
+_CT: Final = (uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage)
 _SHOWN: Final = (*_MONOCHROME, "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
@@ -102,7 +103,12 @@ def _grey(dataset: Dataset, stored: NDArray[Any], bits: int, *, inverted: bool) 
         else:
             exact = values.astype(np.float64)
             shown = Span.of(exact, without=_padding(dataset))
-    return Intensities(values=kept_apart(values, stored.dtype), shown=shown, inverted=inverted)
+    return Intensities(
+        values=kept_apart(values, stored.dtype),
+        shown=shown,
+        inverted=inverted,
+        is_hounsfield=_is_hounsfield(dataset),
+    )
 
 
 def _modality(dataset: Dataset, stored: NDArray[Any]) -> NDArray[Any]:
@@ -115,6 +121,14 @@ def _modality(dataset: Dataset, stored: NDArray[Any]) -> NDArray[Any]:
     if (slope, intercept) == (1.0, 0.0):
         return stored
     return stored.astype(np.float64) * slope + intercept
+
+
+def _is_hounsfield(dataset: Dataset) -> bool:
+    """Whether rescaled values are Hounsfield units: said so, or of a CT image, PS3.3 C.8.2.1."""
+    if dataset.get("ModalityLUTSequence") or "RescaleSlope" not in dataset:
+        return False
+    stated = str(dataset.get("RescaleType") or "").strip().upper()
+    return stated == "HU" or (not stated and str(dataset.get("SOPClassUID") or "") in _CT)
 
 
 def _voi(dataset: Dataset) -> Shown | None:

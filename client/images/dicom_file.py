@@ -28,7 +28,7 @@ WANTED: Final = [
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows"),
     *("Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue"),
     *("PixelPaddingRangeLimit", "WindowCenter", "WindowWidth", "VOILUTFunction", "RescaleIntercept"),
-    *("RescaleSlope", "ModalityLUTSequence", "VOILUTSequence", "PixelPresentation"),
+    *("RescaleSlope", "RescaleType", "ModalityLUTSequence", "VOILUTSequence", "PixelPresentation"),
     *(
         f"{part}{colour}PaletteColorLookupTable{what}"
         for colour in ("Red", "Green", "Blue")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.images.findings import joined_numbers
-from client.images.parts import is_part, mapped_images
+from client.images.parts import PREPARED, is_part, mapped_images
 from client.images.records import ImageArray, Records, SkippedImage, SkipReason, Unit
 from client.images.splits import split_named
 from common.errors import DataError
@@ -50,7 +50,9 @@ def read_npz(path: Path, *, max_pixels: int) -> Records:
     stacked = [images for _, images, _ in blocks]
     names = tuple(f"{prefix}_images[{row}]" for prefix, images, _ in blocks for row in range(len(images)))
     records = Records(
-        source=ImageArray(stacked[0] if len(stacked) == 1 else np.concatenate(stacked), names),
+        source=ImageArray(
+            stacked[0] if len(stacked) == 1 else np.concatenate(stacked), names, _mark_of(columns)
+        ),
         labels=joined.pop("label"),
         unit=_unit(path, columns, patients),
         unit_ids=patients,
@@ -129,6 +131,10 @@ def _unit(path: Path, columns: dict[str, NDArray[Any]], patients: tuple[str, ...
     if stated not in ("patient", "image"):
         raise DataError(f"{path}: unit is {stated!r}", fix="write patient or image")
     return "patient" if patients is not None and stated == "patient" else "image"
+
+
+def _mark_of(columns: dict[str, NDArray[Any]]) -> str:
+    return str(columns[PREPARED]) if is_part(columns) and PREPARED in columns else ""
 
 
 def _without_blank_patients(records: Records) -> Records:

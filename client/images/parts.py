@@ -12,6 +12,7 @@ import struct
 import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from numpy.typing import NDArray
 from client.images.records import Unit
 from common.examples import Examples
 from common.files import write_bytes_atomically
+
+PREPARED: Final = "prepared"
+"""Array of a part whose pixels were made by configured steps: the mark of these."""
 
 
 def write_part(
@@ -30,14 +34,18 @@ def write_part(
     classes: Sequence[str],
     unit: Unit,
     key: bytes | None = None,
+    mark: str = "",
 ) -> Path:
     """Write `path` (0600, whole or not at all) and return it.
 
     Reading it with the same preprocessing and `classes` gives the same rows in the same order, with the
     units renamed. `key` makes the new names; without one they differ with each call and fit no other file.
+    `mark` is the `Preprocessing.mark` of the pixels, which is not done a second time.
     """
     key = key or secrets.token_bytes(32)
     arrays: dict[str, NDArray[np.generic]] = {"classes": np.array(classes), "unit": np.array(unit)}
+    if mark:
+        arrays[PREPARED] = np.array(mark)
     for prefix, examples in (("train", train), ("val", validation), ("test", test)):
         if examples is None or (examples.num_rows == 0 and prefix != "train"):
             continue

@@ -39,6 +39,11 @@ class SkipReason(StrEnum):
     UNKNOWN_SPLIT = "unknown-split"
     LISTED_TWICE = "listed-twice"
     OTHER_FILE = "other-file"
+    NO_UNITS = "other-units"
+    GREY = "grey-for-colour"
+    COLOURED = "coloured-for-grey"
+    NO_FOREGROUND = "no-foreground"
+    TOO_SMALL = "too-small-for-crop"
 
     @property
     def counts(self) -> bool:
@@ -73,6 +78,12 @@ _REMEDIES = {
     SkipReason.UNKNOWN_SPLIT: "the split is none of train, validation, test: correct it",
     SkipReason.LISTED_TWICE: "the file stands in the table already: keep one row for each image",
     SkipReason.OTHER_FILE: "not an image: nothing to do",
+    SkipReason.NO_UNITS: "the model's window asks for Hounsfield units (or for more than 8 bits), which this "
+    "file does not state: use the scanner's DICOM files, not exported pictures",
+    SkipReason.GREY: "the model wants coloured pictures, and this one is grey: use the original",
+    SkipReason.COLOURED: "the model wants grey pictures, and this one is coloured: use the original",
+    SkipReason.NO_FOREGROUND: "nothing but background is found, which the model's crop or mask needs",
+    SkipReason.TOO_SMALL: "the model's crop leaves less than half of the size that it sees: use the original",
 }
 
 
@@ -169,6 +180,8 @@ class ImageArray:
     """(rows, H, W) or (rows, H, W, 3)."""
     names: tuple[str, ...]
     """(rows,) such as `train_images[17]`."""
+    mark: str = ""
+    """`Preprocessing.mark` of what the pixels went through already; empty for pictures as they came."""
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -181,7 +194,9 @@ class ImageArray:
         """These rows in this order; no copy when all are taken."""
         if list(rows) == list(range(len(self))):
             return self
-        return type(self)(self.pixels[np.asarray(rows, np.int64)], tuple(self.names[row] for row in rows))
+        return type(self)(
+            self.pixels[np.asarray(rows, np.int64)], tuple(self.names[row] for row in rows), self.mark
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

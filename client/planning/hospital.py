@@ -169,7 +169,7 @@ def behind_these_patients(hospital: HospitalFolder, study: PublicPlan) -> tuple[
     is_enrolled = hospital.enrolment_file.exists()
     images = read_hospital_images(
         config.data,
-        preprocessing=Preprocessing(image_size=study.data.image_size, channels=study.data.channels),
+        preprocessing=Preprocessing.of(study),
         classes=study.data.classes if is_enrolled else config.data.classes or None,
         cache_folder=hospital.path / (config.site.cache or "cache"),
         split_key=split_key(ledger.site_key),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from client.images.batch import on_all_cores
-from client.images.decode import guarded_pillow
+from client.images.decode import fit, guarded_pillow
 from client.images.entries import read_entry
 from client.images.records import WHOLE, SkipReason, Unusable
 from client.prediction.decisions import decide as decide
@@ -107,8 +107,17 @@ def _read(
     doubt = find_doubt(picture, stored.preprocessing, without=without)
     if doubt is None and reference is not None and Rule.UNLIKE_REFERENCE not in without:
         doubt = judged(picture, reference)
+    pixels = None if doubt else fit(picture, stored.preprocessing)
     shown = _shown(picture) if with_picture else None
-    return _Read(None if doubt else stored.preprocessing.fit(picture), doubt, shown)
+    if shown and pixels is not None and stored.preprocessing.moves_places:
+        shown = _as_prepared(pixels)
+    return _Read(pixels, doubt, shown)
+
+
+def _as_prepared(pixels: NDArray[np.uint8]) -> Image.Image:
+    """What the model sees: where it was cropped or padded, heat would lie at the wrong place of the whole."""
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0).squeeze()))
+    return image.resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BILINEAR)
 
 
 def _shown(picture: Picture) -> Image.Image:

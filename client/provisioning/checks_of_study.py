@@ -1,7 +1,8 @@
 """The lines of `flower-client check` about the study: images, policy, device, time of a step."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from client.deployment.hospital_folder import HospitalFolder
 from common.checks import Check, CheckState
@@ -14,8 +15,15 @@ if TYPE_CHECKING:
 
     from client.doctor.checkup import Checkup
     from client.doctor.examination import Watch
+    from common.preprocessing import Preprocessing
 
 _NOT_PLANNED = PublicPlan()
+
+
+class _AsPlanned(TypedDict):
+    preprocessing: "Preprocessing"
+    classes: tuple[str, ...] | None
+    task: str
 
 
 def check_images_and_plan(
@@ -45,18 +53,34 @@ def check_images_and_plan(
 def look_at_images(folder: HospitalFolder, enrolment: Enrolment | None, *, watch: "Watch") -> "Checkup":
     """What the doctor says about the hospital's images, read as the enrolment's plan wants them."""
     from client.doctor.checkup import check_images
-    from common.preprocessing import Preprocessing
 
-    config, data = folder.config, (enrolment.plan if enrolment else _NOT_PLANNED).data
+    config = folder.config
     return check_images(
         config.data,
-        preprocessing=Preprocessing(image_size=data.image_size, channels=data.channels),
-        classes=data.classes if enrolment else config.data.classes or None,
-        task=data.task,
+        **_as_planned(folder, enrolment),
         cache_folder=folder.path / (config.site.cache or "cache"),
         split_key=_split_key(folder),
         watch=watch,
     )
+
+
+def show_images(folder: HospitalFolder, path: Path) -> int:
+    """Write a contact sheet of the hospital's images as the study sees them; how many are on it.
+
+    Before enrolment.toml is there, as without any configuration. Raises ConfigError, DataError.
+    """
+    from client.images.contact_sheet import write_contact_sheet
+
+    enrolment = folder.enrolment() if folder.enrolment_file.exists() else None
+    return write_contact_sheet(path, folder.config.data, **_as_planned(folder, enrolment))
+
+
+def _as_planned(folder: HospitalFolder, enrolment: Enrolment | None) -> "_AsPlanned":
+    from common.preprocessing import Preprocessing
+
+    plan = enrolment.plan if enrolment else _NOT_PLANNED
+    classes = plan.data.classes if enrolment else folder.config.data.classes or None
+    return {"preprocessing": Preprocessing.of(plan), "classes": classes, "task": plan.data.task}
 
 
 def _split_key(folder: HospitalFolder) -> bytes:

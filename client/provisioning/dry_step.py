@@ -72,8 +72,9 @@ def _step(plan: PublicPlan, *, units: int, device: torch.device) -> float:
         model,
         spec=plan.model_spec,
         examples=examples,
-        preprocessing=Preprocessing(image_size=data.image_size, channels=data.channels),
+        preprocessing=Preprocessing.of(plan),
         device=device,
+        changing=plan.augmentation.is_on,
     )
     result = train_privately(
         model=trainable.model,
@@ -94,5 +95,6 @@ def _step(plan: PublicPlan, *, units: int, device: torch.device) -> float:
         num_rounds=1,
         randomness=SecureRandomness(),
         device=device,
+        augmentation=plan.augmentation,
     )
     return result.ended_at - result.started_at

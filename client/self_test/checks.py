@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 from torch import nn
 
+from client.self_test.augmentation_checks import coupled_augmentation
 from client.self_test.setup import (
     PRODUCTION,
     Probe,
@@ -87,7 +88,7 @@ def check_places(setup: Setup) -> str:
         alone, others = probe.sum_of([unit], clip=clip), probe.without(unit)[::-1]
         if not np.linalg.norm(together - alone - probe.sum_of(others, clip=clip)) <= rounding:
             return "the last bits of a patient's gradient depend on who is computed with them, or where"
-    return ""
+    return coupled_augmentation(setup)
 
 
 def check_noise(setup: Setup) -> str:

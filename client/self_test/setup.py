@@ -59,8 +59,7 @@ class Setup:
     @property
     def preprocessing(self) -> Preprocessing:
         """What is done to the inputs of `model`."""
-        kind = Preprocessing if self._stage is None else AsTheyAre
-        return kind(image_size=self.plan.data.image_size, channels=self.plan.data.channels)
+        return (Preprocessing if self._stage is None else AsTheyAre).of(self.plan)
 
     arrived: Parameters | None = None
     """Weights of the round; they meet random images only (`client.self_test.checks.check_places`)."""
@@ -86,8 +85,7 @@ class Setup:
         """What a round trains `model` on: the images, or what the network's fixed stage says of them."""
         if self._stage is None:
             return images
-        data = self.plan.data
-        preprocessing = Preprocessing(image_size=data.image_size, channels=data.channels)
+        preprocessing = Preprocessing.of(self.plan)
         features = features_of(self._stage, images, preprocessing=preprocessing, device=self.device)
         return replace(images, inputs={"image": features})
 

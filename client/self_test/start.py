@@ -95,6 +95,8 @@ def require_self_test(
         plan.model_spec.model_dump_json(),
         plan.training.model_dump_json(),
         plan.data.model_dump_json(),
+        plan.preprocessing.model_dump_json(),
+        plan.augmentation.model_dump_json(),
         privacy.digest(),
         str(device),
     )

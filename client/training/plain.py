@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
 from client.training.adam_bc import AdamBC, noise_variance
+from client.training.augmentation import augment_of_step
 from client.training.batches import input_tensor, minibatches, target_tensor
+from common.augmentation import OFF, AugmentationSection
 from common.config import TrainingConfig
 from common.errors import ConfigError, FederationError, RefusalCode
 from common.examples import Examples
@@ -110,6 +112,7 @@ def train(
     num_rounds: int,
     randomness: RandomnessSource,
     device: torch.device,
+    augmentation: AugmentationSection = OFF,
     stop: Callable[[], bool] = never,
 ) -> TrainingResult:
     """Train `model` in place for `local_steps` minibatches. NOT private: the result may reveal patients.
@@ -132,9 +135,14 @@ def train(
         stop_if_asked(stop, step=step, steps=local_steps)
         # 1. The gradient of the mean loss, a chunk that fits in memory at a time.
         optimizer.zero_grad()
+        augment = augment_of_step(
+            augmentation, preprocessing, randomness, round_number=round_number, step=step
+        )
         for start in range(0, len(batch), training.physical_batch_size):
             rows = batch[start : start + training.physical_batch_size]
             inputs = input_tensor(examples, rows, preprocessing=preprocessing, device=device)
+            if augment is not None:
+                inputs = augment(inputs, rows)
             losses = task.losses(model(inputs), target_tensor(examples, rows, device=device))
             _backward(losses.sum() / len(batch))
         # 2. The step.

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleModuleNoOp
 from torch import Tensor, nn
 
+from client.training.augmentation import Augment, augment_of_step
 from client.training.batches import (
     Chunk,
     chunks_of_units,
@@ -44,6 +45,7 @@ from client.training.plain import (
     stop_if_asked,
 )
 from client.training.row_places import place_matters
+from common.augmentation import OFF, AugmentationSection
 from common.config import TrainingConfig
 from common.examples import Examples
 from common.models.registry import read_parameters
@@ -67,6 +69,7 @@ def train_privately(
     num_rounds: int,
     randomness: RandomnessSource,
     device: torch.device,
+    augmentation: AugmentationSection = OFF,
     stop: Callable[[], bool] = never,
 ) -> TrainingResult:
     """Train `model` in place for `plan.steps` steps of DP-SGD; see the module for the guarantee.
@@ -97,7 +100,10 @@ def train_privately(
             stream = randomness.stream(purpose="sampling", round_number=round_number, step=step)
             rows, segments = rows_of_step(examples, plan, stream)
             # 3. Clip each patient's gradient and add it up, a chunk that fits in memory at a time.
-            steps.clip(rows, segments, load=partial(_loaded, examples, preprocessing, device))
+            augment = augment_of_step(
+                augmentation, preprocessing, randomness, round_number=round_number, step=step
+            )
+            steps.clip(rows, segments, load=partial(_loaded, examples, preprocessing, device, augment))
             # 4. Add the noise and step.
             steps.update()
     return TrainingResult(
@@ -118,10 +124,13 @@ def _loaded(
     examples: Examples,
     preprocessing: Preprocessing,
     device: torch.device,
+    augment: Augment | None,
     rows: NDArray[np.int64],
     filled_to: int,
 ) -> tuple[Tensor, Tensor]:
     inputs = input_tensor(examples, rows, preprocessing=preprocessing, device=device, filled_to=filled_to)
+    if augment is not None:
+        inputs = augment(inputs, rows)
     return inputs, target_tensor(examples, rows, device=device, filled_to=filled_to)
 
 

@@ -19,8 +19,9 @@ from server.provisioning.roster import new_roster
 _SECRET_BYTES = 32
 _HEAD = """federation.toml: the settings of this federation, read at each start.
 
-The sections federation, data, model, training, privacy and evaluation are the public plan: every hospital
-gets it. Its own policy may only tighten it; how much noise protects its patients is its own decision.
+The sections federation, data, preprocessing, model, augmentation, training, privacy and evaluation are the
+public plan: every hospital gets it. Its own policy may only tighten it; how much noise protects its
+patients is its own decision.
 A run that has started cannot change its plan: after a change, begin a new one (flower-server start --new)."""
 _SET_ELSEWHERE = frozenset({"runtime.hospitals", "runtime.roster", "runtime.receipts"})
 

@@ -10,6 +10,7 @@ from client.self_test.setup import Setup
 from client.self_test.start import run_checks
 from client.training.plain import TrainingStopped
 from client.training.private import train_privately
+from common.augmentation import AugmentationSection
 from common.config import ModelSpec, PublicPlan, TrainingConfig
 from common.examples import Examples
 from common.models.fixed_stage import fixed_stage
@@ -133,3 +134,28 @@ def test_the_self_test_of_a_hospital_passes_on_features():
     assert [check.reason for check in run_checks(setup) if not check.passed] == []
     assert type(setup.model()) is torch.nn.Sequential
     assert setup.inputs_of(make_examples(3)).inputs["image"].shape == (3, 1001)
+
+
+def test_changing_images_have_no_features_to_keep():
+    """Under augmentation the whole model sees each step's images."""
+    model, examples = build_model(SPEC), make_examples(rows=12)
+    found = prepared(model, examples, changing=True)
+    assert (found.model, found.examples, found.preprocessing) == (model, examples, PREPROCESSING)
+    results = [
+        train_privately(
+            model=build_model(SPEC),
+            task=make_task("classification", ("negative", "positive")),
+            examples=examples,
+            preprocessing=PREPROCESSING,
+            plan=PRIVACY,
+            training=TrainingConfig(learning_rate=4.0),
+            round_number=1,
+            num_rounds=1,
+            randomness=ReproducibleRandomness(0, "here"),
+            device=CPU,
+            augmentation=AugmentationSection(shift=shift),
+        ).parameters["output.weight"]
+        for shift in (0.0, 0.1, 0.1)
+    ]
+    assert np.array_equal(results[1], results[2])
+    assert not np.array_equal(results[0], results[1])

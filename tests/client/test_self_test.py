@@ -25,6 +25,7 @@ from client.self_test.start import CHECKS, Check, require_self_test, run_check, 
 from client.training import patient_optimizer
 from client.training import private as private_training
 from client.training.patient_optimizer import PatientDPOptimizer
+from common.augmentation import AugmentationSection
 from common.errors import Refusal, RefusalCode
 from common.models.names import MODELS
 from common.privacy.plan import PrivacyEvent, PrivacyPlan
@@ -38,7 +39,16 @@ from tests.model_names import each_model
 CLIPPING, COUPLING, PLACES, NOISE, SAMPLING, RELEASE = CHECKS
 
 
-def make_setup(model="softmax", size=8, *, rows=(1, 3, 2, 1, 6) * 12, channels=1, training=None, **numbers):
+def make_setup(
+    model="softmax",
+    size=8,
+    *,
+    rows=(1, 3, 2, 1, 6) * 12,
+    channels=1,
+    training=None,
+    augmented=None,
+    **numbers,
+):
     examples = examples_of(list(rows), size=size)
     if channels == 3:
         images = np.repeat(examples.inputs["image"], 3, axis=1)
@@ -46,6 +56,7 @@ def make_setup(model="softmax", size=8, *, rows=(1, 3, 2, 1, 6) * 12, channels=1
     plan = make_plan(
         data={"image-size": size, "channels": channels}, model={"name": model}, training=training or {}
     )
+    plan = plan.model_copy(update={"augmentation": AugmentationSection(**(augmented or {}))})
     values = dict(
         sampling_rate=0.4,
         l2_clip_norm=0.7,
@@ -81,14 +92,44 @@ def test_every_model_is_green(model):
         {"rows": (9,), "max_rows_per_unit": 1},
         {"l2_clip_norm": 100.0, "noise_multiplier": 300.0, "channels": 3},
         {"l2_clip_norm": 1e-3, "noise_multiplier": 0.3},
+        {"augmented": {"flip": "both", "rotate": 10, "elastic": 0.02, "noise": 0.1}},
     ],
-    ids=["adam", "momentum", "full batch", "small rate", "nobody", "one patient", "large", "small"],
+    ids=[
+        "adam",
+        "momentum",
+        "full batch",
+        "small rate",
+        "nobody",
+        "one patient",
+        "large",
+        "small",
+        "changed",
+    ],
 )
 def test_every_setting_is_green(changes):
     assert [check for check in run_checks(make_setup(**changes)) if not check.passed] == []
 
 
 # --- planted bugs ---
+
+
+def test_augmentation_that_mixes_rows_or_changes_nobodys_is_red(monkeypatch):
+    real = private_training.augment_of_step
+
+    def mixing(*arguments, **named):
+        augment = real(*arguments, **named)
+        return augment and (lambda inputs, rows: 0.9 * augment(inputs, rows) + 0.1 * inputs.roll(1, 0))
+
+    def by_place(*arguments, **named):
+        augment = real(*arguments, **named)
+        return augment and (lambda inputs, rows: augment(inputs, np.arange(len(rows))))
+
+    setup = make_setup(augmented={"shift": 0.1})
+    assert red(setup, PLACES) == set()
+    for planted in (mixing, by_place):
+        monkeypatch.setattr(private_training, "augment_of_step", planted)
+        assert red(setup, PLACES) == {PLACES}
+        assert red(make_setup(), PLACES) == set(), "off is off"
 
 
 def test_a_clip_that_does_not_hold_is_red(monkeypatch):

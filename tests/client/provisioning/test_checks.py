@@ -13,6 +13,7 @@ from client.deployment.hospital_folder import HospitalFolder
 from client.ledger.ledger import Ledger
 from client.provisioning import standing
 from client.provisioning.checks import check_hospital, guarded
+from client.provisioning.checks_of_study import show_images
 from client.provisioning.code_list import accept, withdraw
 from client.provisioning.new_hospital import make_hospital
 from common.bundle.bundle import bundle_sha256
@@ -363,3 +364,19 @@ def test_a_password_of_a_proxy_is_not_shown(north, authority):
     checks, named = look(north)
     assert named["proxy"].result == "http://127.0.0.1:1 (https-proxy)"
     assert "secret" not in repr(checks)
+
+
+def test_a_hospitals_contact_sheet_is_that_of_its_study(north, authority, tmp_path):
+    folder = HospitalFolder(north.config_file.parent)
+    assert show_images(folder, tmp_path / "before.html") == 8
+    assert "28 x 28" in (tmp_path / "before.html").read_text()
+    plan = {
+        "data": {"image-size": 12, "classes": CLASSES},
+        "model": {"name": "softmax"},
+        "preprocessing": {"crop": "centre", "crop-share": 0.75},
+    }
+    enrol(north, authority, plan=plan)
+    assert show_images(folder, tmp_path / "after.html") == 8
+    page = (tmp_path / "after.html").read_text()
+    assert "12 x 12" in page
+    assert "crop-share" in page

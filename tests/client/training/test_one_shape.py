@@ -17,6 +17,7 @@ from client.training.row_gradients import squared_norms
 from client.training.row_places import place_matters
 from common.config import ModelSpec, TrainingConfig
 from common.models.registry import build_model
+from common.preparation.settings import PreprocessingSection
 from common.preprocessing import Preprocessing
 from common.privacy.noise import CLIP_SLACK
 from common.privacy.randomness import ReproducibleRandomness
@@ -77,6 +78,7 @@ def test_without_filling_up_one_patient_more_would_turn_everybody(attacked, monk
 def test_scores_of_the_others_stay_when_a_validation_patient_comes(attacked, few):
     plan = SimpleNamespace(
         data=SimpleNamespace(channels=1, image_size=SIZE),
+        preprocessing=PreprocessingSection(),
         privacy=SimpleNamespace(max_images_per_patient=4),
         training=SimpleNamespace(physical_batch_size=256),
     )
