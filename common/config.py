@@ -10,6 +10,8 @@ from common.settings import Section
 
 MOST_HOSPITALS = 2**20
 """The sum of so many updates in whole numbers is still exact (`common.quantisation`)."""
+MOST_STEPS = 256
+"""Images of a series: with the rows of a chunk they are as many terms as rounding is paid for."""
 
 
 class FederationSection(Section):
@@ -248,5 +250,5 @@ class ModelSpec(Section):
     """Side of the square input in pixels."""
     num_outputs: int = Field(ge=1)
     """Width of the last layer."""
-    steps: int = Field(default=1, ge=1)
-    """Steps of a series; 1 for single images."""
+    steps: int = Field(default=1, ge=1, le=MOST_STEPS)
+    """Images of the longest series; 1 for single images (`common.models.series`)."""

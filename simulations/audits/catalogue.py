@@ -26,7 +26,8 @@ def _neighbours(folder: Path, quick: bool) -> Finding:
 
     if quick:
         return audit_neighbours(models=("softmax", "cnn-small"), clips=(0.05,), chunks=(3, 256))
-    return audit_neighbours(models=[name for name, known in MODELS.items() if not known.deep])
+    shallow = [name for name, known in MODELS.items() if not (known.deep or known.series)]
+    return audit_neighbours(models=shallow)
 
 
 def _neighbours_of_resnet(folder: Path, quick: bool) -> Finding:

@@ -64,7 +64,7 @@ def red(setup, *names):
     return {check.name for name in names or CHECKS if not (check := run_check(name, setup)).passed}
 
 
-@pytest.mark.parametrize("model", each_model(deep=()))
+@pytest.mark.parametrize("model", each_model(deep=(), series=False))
 def test_every_model_is_green(model):
     size = max(MODELS[model].minimum_image_size, 8)
     assert [check for check in run_checks(make_setup(model, size)) if not check.passed] == []

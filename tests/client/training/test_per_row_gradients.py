@@ -48,7 +48,7 @@ def test_a_patient_counts_once_however_many_images():
     assert relative_error(five_times, once) < 1e-5
 
 
-@pytest.mark.parametrize("name", each_model())
+@pytest.mark.parametrize("name", each_model(series=False))
 def test_models_of_the_registry_against_one_patient_at_a_time(name):
     size = 16 if MODELS[name].deep else 28
     with torch.random.fork_rng():
