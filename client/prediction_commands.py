@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from client.prediction.answers import Answer
+    from client.prediction.inputs import Input
     from client.prediction.stored_model import StoredModel
 
 _RULES = "too-small, extreme-aspect, black, constant, low-contrast, coloured, inverted"
@@ -44,10 +45,16 @@ def predict(
     from client.prediction.stored_model import read_model
 
     without = _rules(without_check or [])
-    inputs = find_inputs(images, max_pixels=max_pixels)
+    stored = read_model(model)
+    inputs: Sequence[Input]
+    if stored.form.is_series:
+        from client.prediction.series_inputs import find_series
+
+        inputs = find_series(images, stored.form, max_pixels=max_pixels)
+    else:
+        inputs = find_inputs(images, max_pixels=max_pixels)
     for folder in filter(None, (heat_map, page)):
         refuse_beside_images(folder, inputs, images)
-    stored = read_model(model)
     with_heat = heat_map is not None or (page is not None and _has_maps(stored))
     told: list[dict[str, Any]] = []
     with _progress(len(inputs)) as (bar, task):
@@ -90,6 +97,8 @@ def _has_maps(stored: "StoredModel") -> bool:
     from client.prediction.heat_map import layer_of_maps
     from common.errors import ModelError
 
+    if stored.form.is_series:
+        return False
     side = stored.preprocessing.image_size
     try:
         layer_of_maps(stored.network, (stored.preprocessing.channels, side, side))
