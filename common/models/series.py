@@ -84,9 +84,10 @@ class LastImageModel(nn.Module):
 def parted(series: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels (rows, steps, n), whether a step is real, bool (rows, steps), and years (rows, steps, 1).
 
-    Padding is zero in both whatever it held: zero times something not finite would not be.
+    Padding is zero in both whatever it held: zero times something not finite would not be. A step that does
+    not say which it is (nan) is taken for real, so that a broken record is seen as one.
     """
-    real = series[:, :, -2] > 0.5
+    real = ~(series[:, :, -2] < 0.5)
     padding = ~real.unsqueeze(2)
     return series[:, :, :-BESIDE].masked_fill(padding, 0), real, series[:, :, -1:].masked_fill(padding, 0)
 
