@@ -16,7 +16,7 @@ from common.models.recurrence import Recurrence, last_state
 
 def recurrence(layer: Recurrence, inputs: Tensor, real: Tensor) -> Tensor:
     """What `layer` puts out; its backward pass leaves row gradients in place of the weights' own."""
-    found: Tensor = _Recurrence.apply(inputs, real, layer.weight, layer.bias, layer)  # type: ignore[no-untyped-call]
+    found: Tensor = _Recurrence.apply(inputs, real, layer.weight, layer.bias, layer)
     return found
 
 

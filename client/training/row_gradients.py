@@ -117,7 +117,7 @@ class DenseRows:
         """Of records with so many rows each."""
         if steps == 1:
             return self
-        return DenseRows(self._values.unflatten(0, (-1, steps)).sum(1), arrange=self._arrange)
+        return DenseRows(self._values.view(-1, steps, self.width).sum(1), arrange=self._arrange)
 
     def squared_norms(self, units: Units) -> Tensor:
         """Squared norm of each slot's gradient, float64 (rows,)."""
@@ -168,7 +168,8 @@ class ProductRows:
         """Of records with so many rows each: all their positions are those of the record."""
         if steps == 1:
             return self
-        left, right = (factor.unflatten(0, (-1, steps)).flatten(1, 2) for factor in (self._left, self._right))
+        positions = steps * self._left.shape[1]
+        left, right = (factor.reshape(-1, positions, factor.shape[2]) for factor in (self._left, self._right))
         return ProductRows(left, right)
 
     def squared_norms(self, units: Units) -> Tensor:
