@@ -54,6 +54,9 @@ def check(
     split_column: Annotated[str, typer.Option(help="--data, CSV: column of train/val/test")] = "",
     frame_column: Annotated[str, typer.Option(help="--data, CSV: column of the frame or slice")] = "",
     volume_column: Annotated[str, typer.Option(help="--data, CSV: column of a 4-D file's volume")] = "",
+    time_column: Annotated[str, typer.Option(help="--data, visits: column of the date or days")] = "",
+    series: Annotated[str, typer.Option(help="--data: none, visits or slices")] = "none",
+    steps: Annotated[int, typer.Option(min=2, max=64, help="--data: longest series")] = 8,
     cache: Annotated[Path | None, typer.Option(help="--data: keep decoded images in this folder")] = None,
     output: Output = OutputFormat.TEXT,
 ) -> None:
@@ -66,6 +69,7 @@ def check(
     from client.images.doctor import check_images
     from common.hospital_config import DataConfig
     from common.preprocessing import Preprocessing
+    from common.series_form import form_named
 
     checkup = check_images(
         DataConfig(
@@ -77,10 +81,12 @@ def check(
             split_column=split_column,
             frame_column=frame_column,
             volume_column=volume_column,
+            time_column=time_column,
         ),
         preprocessing=Preprocessing(image_size=image_size, channels=3 if channels == 3 else 1),
         classes=None,
         cache_folder=cache,
+        form=form_named(series, steps),
     )
     if output is OutputFormat.JSON:
         rows = [{"check": c, "result": r, "what_to_do": w} for c, r, w in checkup.rows()]

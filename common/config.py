@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from common.names import NAME
+from common.series_form import SeriesForm
 from common.settings import Section
 
 MOST_HOSPITALS = 2**20
@@ -31,8 +32,8 @@ class FederationSection(Section):
 class DataContract(Section):
     """What every hospital's images look like to the model; public."""
 
-    task: Literal["classification"] = "classification"
-    """Kind of target."""
+    task: Literal["classification", "progression"] = "classification"
+    """Kind of target; `progression`: the series up to one visit tells the finding of the next."""
     classes: tuple[str, ...] = Field(default=("negative", "positive"), max_length=1000)
     """Class names in label order; for two classes the last one is the finding."""
     image_size: int = Field(default=28, ge=8, le=2048)
@@ -41,12 +42,36 @@ class DataContract(Section):
     """1 for grey, 3 for colour."""
     unit: Literal["patient", "image"] = "patient"
     """Who is protected: a patient with all their images, or (where no patient id is known) one image."""
+    series: Literal["none", "visits", "slices"] = "none"
+    """What one example is: a single image, a patient's images in order of time, or the slices of a volume."""
+    steps: int = Field(default=1, ge=1, le=64)
+    """Longest series that the model sees: of longer ones the latest visits, or slices evenly spread."""
 
     @model_validator(mode="after")
     def _classes_are_distinct(self) -> Self:
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"needs at least two distinct classes, got {list(self.classes)}")
         return self
+
+    @model_validator(mode="after")
+    def _series_has_steps(self) -> Self:
+        if self.series == "none" and self.steps > 1:
+            raise ValueError(f"steps = {self.steps} needs series = 'visits' or 'slices'")
+        if self.series != "none" and self.steps == 1:
+            raise ValueError(f"series = '{self.series}' needs steps of 2 or more, for example 6")
+        if self.task == "progression" and self.series != "visits":
+            raise ValueError("task = 'progression' needs series = 'visits'")
+        return self
+
+    @property
+    def series_form(self) -> SeriesForm:
+        """What one example is."""
+        return SeriesForm(kind=self.series, steps=self.steps, next_finding=self.task == "progression")
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one row of the model's input (`common.series`)."""
+        return self.series_form.input_shape(self.channels, self.image_size)
 
 
 class ModelSection(Section):
@@ -183,6 +208,7 @@ class PublicPlan(Section):
             channels=self.data.channels,
             image_size=self.data.image_size,
             num_outputs=len(self.data.classes),
+            steps=self.data.steps,
         )
 
     @property

@@ -146,11 +146,11 @@ class Classification:
 
 def make_task(name: str, classes: Sequence[str], *, class_weights: Sequence[float] | None = None) -> Task:
     """Build the task of that name; raises ConfigError for a name or classes that no task has."""
-    if name != "classification":
-        raise ConfigError(f"there is no task {name!r}", fix="choose classification")
+    if name not in ("classification", "progression"):
+        raise ConfigError(f"there is no task {name!r}", fix="choose classification or progression")
     weights = None if class_weights is None else tuple(class_weights)
     try:
-        return Classification(classes=tuple(classes), class_weights=weights)
+        return Classification(classes=tuple(classes), class_weights=weights, name=name)
     except ValueError as error:
         raise ConfigError("the classes cannot be used", why=str(error), fix="correct data.classes") from None
 

@@ -15,8 +15,16 @@ _BATCH_SIZE = 64
 _EPOCHS = 25
 
 
-def recommended(*, private: bool, model: str, units_per_hospital: int, epsilon: float) -> list[str]:
+def recommended(
+    *, private: bool, model: str, units_per_hospital: int, epsilon: float, visits: bool = False
+) -> list[str]:
     """Overrides `section.key=value` for a run; flags and `--set` come after them."""
+    if visits:  # a patient has one series, so no room is kept for others of theirs
+        own = MODELS[model].settings if private and model in MODELS else ()
+        advised = recommended(
+            private=private, model=model, units_per_hospital=units_per_hospital, epsilon=epsilon
+        )
+        return [*advised, "privacy.max-images-per-patient=1", *own]
     if model == SCATTERING:
         return [*_scattering(epsilon if private else math.inf), *MODELS[model].settings]
     if private:

@@ -15,6 +15,8 @@ _METAVARS = {
     "engine": "embedded|ray|processes",
     "channels": "1|3",
     "data": "PATH",
+    "series": "none|visits|slices",
+    "task": "NAME",
     "path_root": "PATH",
     "out": "DIR",
     "set": "KEY=VALUE",
@@ -23,6 +25,7 @@ _METAVARS = {
 _SWITCHES = {"reproducible"}
 _NUMBERS: dict[str, type[int] | type[float]] = {
     "image_size": int,
+    "steps": int,
     "channels": int,
     "hospitals": int,
     "rounds": int,

@@ -95,6 +95,7 @@ def prepare(scenario: Scenario) -> Prepared:
         image_size=images.preprocessing.image_size,
         channels=images.preprocessing.channels,
         units_per_hospital=sizes[len(sizes) // 2],
+        form=images.form,
     )
     config = with_folder(settle(scenario, facts), folder, num_hospitals=len(partition.hospitals))
     _check_hospitals_can_follow(scenario, config, unit=facts.unit)

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from common.errors import ConfigError
 from common.models.names import MODELS
+from common.series_form import SINGLE_IMAGES, SeriesForm, SeriesKind
 from common.settings import Section, parse, with_overrides
 
 if TYPE_CHECKING:
@@ -44,6 +45,14 @@ class Scenario(Section):
     """CSV: column of the frame or slice to read."""
     volume_column: str = ""
     """CSV: column of a 4-D file's volume."""
+    time_column: str = ""
+    """Visits: column of the date or of a number of days."""
+    series: SeriesKind = "none"
+    """none, visits (of a patient) or slices (of a volume): what one example is."""
+    steps: int | None = Field(default=None, ge=2, le=64)
+    """Longest series that the model sees; as in the data, at most 8 visits or 16 slices."""
+    task: Literal["", "classification", "progression"] = ""
+    """classification, or progression: foretell the next visit's label."""
     image_size: int | None = Field(default=None, ge=8, le=2048)
     """Side of the square image; as in the data for a `.npz`, else 64."""
     channels: Literal[1, 3] | None = None
@@ -83,6 +92,12 @@ class Scenario(Section):
             raise ValueError("--private false has no --epsilon and no --delta")
         if self.model and self.model not in MODELS:
             raise ValueError(f"there is no model {self.model!r}; choose one of {', '.join(MODELS)}")
+        if self.series == "none" and self.steps is not None:
+            raise ValueError("--steps needs --series visits or slices")
+        if self.task == "progression" and self.series != "visits":
+            raise ValueError("--task progression needs --series visits")
+        if self.series == "slices" and not self.data:
+            raise ValueError("--series slices needs --data: no volumes are generated")
         return self
 
     @property
@@ -115,6 +130,8 @@ class DataFacts:
     channels: int
     units_per_hospital: int
     """Patients to train on in a middling hospital; chooses recommended settings."""
+    form: SeriesForm = SINGLE_IMAGES
+    """What one example is."""
 
 
 def make_scenario(flags: Mapping[str, Any]) -> Scenario:
@@ -141,11 +158,19 @@ def settle(scenario: Scenario, facts: DataFacts) -> "FederationConfig":
         model=model,
         units_per_hospital=facts.units_per_hospital,
         epsilon=scenario.epsilon or DEFAULT_EPSILON,
+        visits=facts.form.kind == "visits",
     )
     values = with_overrides(_base(scenario, facts, model), advised)
     values = with_overrides(values, _asked(scenario))
     values = with_overrides(values, scenario.set)
-    return parse(FederationConfig, values, source="settings")
+    config = parse(FederationConfig, values, source="settings")
+    if config.data.series_form != facts.form:
+        raise ConfigError(
+            "--set data.series, data.steps or data.task contradicts what was read",
+            why=f"the images were read as {facts.form.words}",
+            fix="say --series, --steps and --task instead",
+        )
+    return config
 
 
 def _base(scenario: Scenario, facts: DataFacts, model: str) -> dict[str, Any]:
@@ -161,6 +186,9 @@ def _base(scenario: Scenario, facts: DataFacts, model: str) -> dict[str, Any]:
             "image-size": facts.image_size,
             "channels": facts.channels,
             "unit": facts.unit,
+            "task": "progression" if facts.form.next_finding else "classification",
+            "series": facts.form.kind,
+            "steps": facts.form.steps,
         },
         "model": {"name": model},
         # Simulated hospitals are here in seconds or never.

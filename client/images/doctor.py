@@ -13,6 +13,7 @@ from client.images.splits import SPLITS
 from common.errors import DataError
 from common.hospital_config import DataConfig
 from common.preprocessing import Preprocessing
+from common.series_form import SINGLE_IMAGES, SeriesForm
 
 Row = tuple[str, str, str]
 """(check, result, what to do); the last is empty where nothing needs to be done."""
@@ -40,6 +41,8 @@ class Checkup:
     max_skipped_share: float = 0.0
     units_in_several_splits: int = 0
     repeated_images: int = 0
+    series_lengths: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    """How many series have how many steps, by split; empty for single images."""
     cache: str = ""
     """Folder of the decoded images; empty without one."""
 
@@ -66,16 +69,20 @@ class Checkup:
 
     def _count_rows(self) -> list[Row]:
         rows: list[Row] = []
+        noun = "series" if self.series_lengths else "images"
         for split in SPLITS:
             total = sum(self.images[split].values())
             if not total:
-                rows.append((f"{split} images", "none", "name a train split" if split == "train" else ""))
+                rows.append((f"{split} {noun}", "none", "name a train split" if split == "train" else ""))
                 continue
             by_class = ", ".join(f"{name} {count}" for name, count in self.images[split].items())
             units = "" if self.unit == "image" else f" of {self.units[split]} patients"
             empty = [name for name, count in self.images[split].items() if not count]
             advice = f"no image of {', '.join(empty)}: correct if the hospital has none" if empty else ""
-            rows.append((f"{split} images", f"{total}{units} ({by_class})", advice))
+            rows.append((f"{split} {noun}", f"{total}{units} ({by_class})", advice))
+            if steps := self.series_lengths.get(split):
+                told = ", ".join(f"{count} of {length}" for length, count in sorted(steps.items()))
+                rows.append((f"{split} series' steps", told, ""))
         if self.unit == "patient":
             rows.append(("unit of protection", "patient", ""))
         else:
@@ -120,6 +127,7 @@ def check_images(
     classes: Sequence[str] | None,
     cache_folder: Path | None,
     split_key: bytes = b"",
+    form: SeriesForm = SINGLE_IMAGES,
 ) -> Checkup:
     """Read all images as training would and say how they are; data that cannot be used are a result too."""
     lenient = data.model_copy(update={"max_skipped_share": 1.0})
@@ -130,6 +138,7 @@ def check_images(
             classes=classes,
             cache_folder=cache_folder,
             split_key=split_key,
+            form=form,
         )
     except DataError as problem:
         return Checkup(path=data.path, problem=problem, images={}, units={})
@@ -163,5 +172,6 @@ def _describe(
         max_skipped_share=data.max_skipped_share,
         units_in_several_splits=images.units_in_several_splits,
         repeated_images=images.repeated_images,
+        series_lengths=images.series_lengths,
         cache="" if cache_folder is None else str(cache_folder / FOLDER),
     )

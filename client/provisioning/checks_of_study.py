@@ -50,6 +50,7 @@ def _look_at_images(folder: HospitalFolder, enrolment: Enrolment | None) -> "Che
         classes=data.classes if enrolment else config.data.classes or None,
         cache_folder=folder.path / (config.site.cache or "cache"),
         split_key=_split_key(folder),
+        form=data.series_form,
     )
 
 

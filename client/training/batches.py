@@ -21,6 +21,7 @@ from common.examples import Examples, UnitRows
 from common.models.over_steps import steps_by_layer
 from common.preprocessing import Preprocessing
 from common.privacy.randomness import RandomnessSource, Stream
+from common.series import model_input, select
 
 CHUNK_BYTES = 256 * 2**20
 """Per-row gradients and activations of what is computed at once stay below about this."""
@@ -172,11 +173,11 @@ def input_tensor(
     device: torch.device,
     filled_to: int = 0,
 ) -> Tensor:
-    """Images of `rows` as float32 (rows, channels, height, width), standardised, contiguous.
+    """Images of `rows` as float32 (rows, channels, height, width), or series (`common.series`), standardised.
 
     With `filled_to` followed by zeros up to that many rows; raises ValueError if there are more already.
     """
-    images = torch.from_numpy(np.ascontiguousarray(preprocessing.standardise(examples.inputs["image"][rows])))
+    images = torch.from_numpy(model_input(select(examples.inputs, rows), preprocessing=preprocessing))
     return filled(images, filled_to or len(rows)).to(device)
 
 
