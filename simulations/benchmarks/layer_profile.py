@@ -133,6 +133,7 @@ def _labelled(way: Way, layers: Mapping[str, nn.Module]) -> Iterator[None]:
     """Labels around those methods of the production path that bear none of their own."""
     names = {id(p): name for name, layer in layers.items() for p in layer.parameters(recurse=False)}
     layer_of: dict[int, str] = {}
+
     def keep_labelled(parameter: Any, rows: Callable[[], Any]) -> None:
         name = names.get(id(parameter), BETWEEN)
         with record_function(f"dp:{name}:weight gradient"):
