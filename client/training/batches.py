@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.examples import Examples, UnitRows
+from common.models.over_steps import steps_by_layer
 from common.preprocessing import Preprocessing
 from common.privacy.randomness import RandomnessSource, Stream
 from common.series import model_input, select
@@ -133,7 +134,12 @@ def bytes_per_row(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    gradients = sum(p.numel() for p in model.parameters() if p.dim() > 2 and p.numel() < 2**18)
+    gradients = sum(
+        steps * p.numel()
+        for layer, steps in steps_by_layer(model).items()
+        for p in layer.parameters(recurse=False)
+        if p.dim() > 2 and p.numel() < 2**18
+    )
     return 4 * (gradients + 2 * sum(outputs))
 
 

@@ -17,12 +17,12 @@ arXiv 2205.10683, section 3; the sum from the factors, Bu et al., arXiv 2210.000
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from common.privacy.noise import LARGEST_COHERENCE
+from common.privacy.noise import LARGEST_COHERENCE, MOST_POSITIONS
 
 _SUMMED_IN_FLOAT32 = 128
 _BLOCK_VALUES = 2**17
@@ -78,6 +78,9 @@ class RowGradients(Protocol):
     def contents(self) -> Tensor:
         """Everything that norms and sums follow from, (rows, anything)."""
 
+    def merged(self, steps: int) -> "RowGradients":
+        """Of rows / steps records: so many consecutive rows each, their gradients added up."""
+
 
 class DenseRows:
     """The gradients themselves, float32 (rows, n); `arrange` brings n numbers into the parameter's order."""
@@ -109,6 +112,12 @@ class DenseRows:
     def contents(self) -> Tensor:
         """The gradients."""
         return self._values
+
+    def merged(self, steps: int) -> "DenseRows":
+        """Of records with so many rows each."""
+        if steps == 1:
+            return self
+        return DenseRows(self._values.view(-1, steps, self.width).sum(1), arrange=self._arrange)
 
     def squared_norms(self, units: Units) -> Tensor:
         """Squared norm of each slot's gradient, float64 (rows,)."""
@@ -155,6 +164,14 @@ class ProductRows:
         """Both factors, one after the other."""
         return torch.cat([self._left.flatten(1), self._right.flatten(1)], dim=1)
 
+    def merged(self, steps: int) -> "ProductRows":
+        """Of records with so many rows each: all their positions are those of the record."""
+        if steps == 1:
+            return self
+        positions = steps * self._left.shape[1]
+        left, right = (factor.reshape(-1, positions, factor.shape[2]) for factor in (self._left, self._right))
+        return ProductRows(left, right)
+
     def squared_norms(self, units: Units) -> Tensor:
         """Squared norm of each slot's gradient, float64 (rows,)."""
         left, right = self._left.double(), self._right.double()
@@ -184,6 +201,19 @@ class ProductRows:
     def add_clipped(self, total: Tensor, factors: Tensor, units: Units, broken: Tensor | None) -> None:
         """Add the gradient of each slot times its factor to float64 `total`."""
         add_product(total, *self.clipped_factors(factors, units, broken))
+
+
+def worth_products(*, records: int, positions: int, weights: int) -> bool:
+    """Whether products of so many positions are better left unformed, and as many as rounding is paid for."""
+    return 4 * positions**2 <= weights and records * positions <= MOST_POSITIONS
+
+
+def keep(parameter: Any, rows: Callable[[], RowGradients]) -> None:
+    """Put row gradients into a parameter's `grad_sample`; only where it is trained are they formed."""
+    if parameter is not None and parameter.requires_grad:
+        earlier = getattr(parameter, "grad_sample", None)
+        # A second gradient for the same rows: neither is the row's, and the optimiser refuses what is here.
+        parameter.grad_sample = rows() if earlier is None else [earlier, "more"]
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -24,7 +24,7 @@ class OverSteps(nn.Module):
         if inputs.shape[1] != self.steps:
             raise ValueError(f"expected {self.steps} steps, got {inputs.shape[1]}")
         outputs: Tensor = self.layers(inputs.flatten(0, 1))
-        return outputs.unflatten(0, (-1, self.steps))
+        return outputs.reshape(-1, self.steps, *outputs.shape[1:])
 
 
 def steps_by_layer(model: nn.Module) -> dict[nn.Module, int]:

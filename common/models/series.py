@@ -53,7 +53,7 @@ class RecurrentModel(nn.Module):
     def forward(self, series: Tensor) -> Tensor:
         """Map (rows, steps, features) to (rows, num_outputs)."""
         pixels, real, years = parted(series)
-        seen = self.encoder(pixels.unflatten(2, self._image))
+        seen = self.encoder(pixels.reshape(*real.shape, *self._image))
         # The gap's logarithm: years and weeks then differ by what the weights can tell, not by hundreds.
         gap = torch.log1p(years.clamp(min=0))
         outputs: Tensor = self.output(self.recurrence(self.gates(torch.cat([seen, gap], dim=2)), real))
@@ -77,16 +77,17 @@ class LastImageModel(nn.Module):
         numbers = torch.arange(real.shape[1], device=real.device)
         last = torch.where(real, numbers, 0).amax(1)
         newest = pixels.gather(1, last[:, None, None].expand(-1, 1, pixels.shape[2]))
-        outputs: Tensor = self.output(self.encoder(newest.squeeze(1).unflatten(1, self._image)))
+        outputs: Tensor = self.output(self.encoder(newest.reshape(-1, *self._image)))
         return outputs
 
 
 def parted(series: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels (rows, steps, n), whether a step is real, bool (rows, steps), and years (rows, steps, 1).
 
-    Padding is zero in both whatever it held: zero times something not finite would not be.
+    Padding is zero in both whatever it held: zero times something not finite would not be. A step that does
+    not say which it is (nan) is taken for real, so that a broken record is seen as one.
     """
-    real = series[:, :, -2] > 0.5
+    real = ~(series[:, :, -2] < 0.5)
     padding = ~real.unsqueeze(2)
     return series[:, :, :-BESIDE].masked_fill(padding, 0), real, series[:, :, -1:].masked_fill(padding, 0)
 
