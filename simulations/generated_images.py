@@ -16,6 +16,8 @@ from simulations.partition import slug
 from simulations.scenario import DEFAULT_HOSPITALS, Scenario
 
 PHANTOM_SIZE = 32
+VISITS_SIZE = 20
+"""Many films of each patient: small ones keep a run short."""
 PHANTOM_PATIENTS = 400
 """Patients of each generated hospital."""
 _SMALLEST = 16
@@ -30,7 +32,8 @@ def generate(scenario: Scenario) -> tuple[DecodedRecords, Preprocessing, SeriesF
             fix="use --partition column:site, or name --data",
         )
     preprocessing = Preprocessing(
-        image_size=scenario.image_size or PHANTOM_SIZE, channels=scenario.channels or 1
+        image_size=scenario.image_size or (PHANTOM_SIZE if scenario.series == "none" else VISITS_SIZE),
+        channels=scenario.channels or 1,
     )
     draw = hospital_phantoms if scenario.series == "none" else hospital_visits
     sites = [
