@@ -20,15 +20,14 @@ def recommended(
 ) -> list[str]:
     """Overrides `section.key=value` for a run; flags and `--set` come after them."""
     if visits:  # a patient has one series, so no room is kept for others of theirs
-        own = MODELS[model].settings if private and model in MODELS else ()
         advised = recommended(
             private=private, model=model, units_per_hospital=units_per_hospital, epsilon=epsilon
         )
-        return [*advised, "privacy.max-images-per-patient=1", *own]
+        return [*advised, "privacy.max-images-per-patient=1"]
     if model == SCATTERING:
         return [*_scattering(epsilon if private else math.inf), *MODELS[model].settings]
     if private:
-        return _with_privacy(epsilon)
+        return [*_with_privacy(epsilon), *(MODELS[model].settings if _is_series(model) else ())]
     return _without_privacy(model, units_per_hospital)
 
 
@@ -74,3 +73,7 @@ def _without_privacy(model: str, units_per_hospital: int) -> list[str]:
 
 def _is_deep(model: str) -> bool:
     return model in MODELS and MODELS[model].deep
+
+
+def _is_series(model: str) -> bool:
+    return model in MODELS and MODELS[model].series

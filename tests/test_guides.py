@@ -16,7 +16,7 @@ GUIDES = [
     for name in (
         *("operator-guide.md", "hospital-guide.md", "certificates-and-keys.md"),
         *("backup.md", "install-offline.md", "threat-model.md", "privacy.md", "audit.md"),
-        *("formats.md", "models.md", "predict.md"),
+        *("formats.md", "models.md", "predict.md", "series.md"),
     )
 ]
 TEXTS = [*GUIDES, ROOT / "README.md", *(p for p in sorted((ROOT / "deploy").rglob("*")) if p.is_file())]

@@ -158,7 +158,10 @@ def _describe(
 ) -> Checkup:
     parts = {split: getattr(images, split) for split in SPLITS}
     counted = sum(entry.reason.counts for entry in images.skipped)
+    of_series = images.series_lengths.values()
     usable = sum(part.num_rows for part in parts.values())
+    if of_series:  # skipped are images, not series
+        usable = sum(steps * count for table in of_series for steps, count in table.items())
     return Checkup(
         path=data.path,
         problem=None,

@@ -25,8 +25,15 @@ def _deep(summary: str, *, minimum: int = 8) -> KnownModel:
     return KnownModel(summary=summary, minimum_image_size=minimum, deep=True)
 
 
+_SERIES_SETTINGS = (
+    # Fewer rounds and larger steps than for single images, chosen on generated visits (docs/series.md).
+    "federation.rounds=40",
+    "training.learning-rate=0.7",
+)
+
+
 def _of_series(summary: str) -> KnownModel:
-    return KnownModel(summary=summary, minimum_image_size=17, series=True)
+    return KnownModel(summary=summary, minimum_image_size=17, settings=_SERIES_SETTINGS, series=True)
 
 
 MODELS: Mapping[str, KnownModel] = MappingProxyType(
