@@ -25,8 +25,8 @@ def _neighbours(folder: Path, quick: bool) -> Finding:
     from simulations.audits.neighbours import audit_neighbours
 
     if quick:
-        return audit_neighbours(models=("softmax", "cnn-small"), clips=(0.05,), chunks=(3, 256))
-    shallow = [name for name, known in MODELS.items() if not (known.deep or known.series)]
+        return audit_neighbours(models=("softmax", "cnn-small", "lstm"), clips=(0.05,), chunks=(3, 256))
+    shallow = [name for name, known in MODELS.items() if not known.deep]
     return audit_neighbours(models=shallow)
 
 
