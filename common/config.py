@@ -81,6 +81,8 @@ class ModelSection(Section):
     """A name from the model registry."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Non-linearity; bounded tanh copes better with clipping and noise."""
+    weight_standardisation: bool = False
+    """Kernels of convolutions with mean 0 and variance 1 (arXiv 1903.10520)."""
 
 
 class TrainingConfig(Section):
@@ -205,6 +207,7 @@ class PublicPlan(Section):
         return ModelSpec(
             name=self.model.name,
             activation=self.model.activation,
+            weight_standardisation=self.model.weight_standardisation,
             channels=self.data.channels,
             image_size=self.data.image_size,
             num_outputs=len(self.data.classes),
@@ -252,3 +255,5 @@ class ModelSpec(Section):
     """Width of the last layer."""
     steps: int = Field(default=1, ge=1, le=MOST_STEPS)
     """Images of the longest series; 1 for single images (`common.models.series`)."""
+    weight_standardisation: bool = False
+    """Whether convolutions have standardised kernels."""

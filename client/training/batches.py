@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from common.examples import Examples, UnitRows
 from common.models.over_steps import steps_by_layer
+from common.models.private_layers import StandardisedConv2d
 from common.preprocessing import Preprocessing
 from common.privacy.randomness import RandomnessSource, Stream
 from common.series import model_input, select
@@ -138,7 +139,7 @@ def bytes_per_row(model: nn.Module, input_shape: tuple[int, ...]) -> int:
         steps * p.numel()
         for layer, steps in steps_by_layer(model).items()
         for p in layer.parameters(recurse=False)
-        if p.dim() > 2 and p.numel() < 2**18
+        if p.dim() > 2 and (p.numel() < 2**18 or isinstance(layer, StandardisedConv2d))
     )
     return 4 * (gradients + 2 * sum(outputs))
 

@@ -44,9 +44,11 @@ class Geometry:
     """Zeros behind each dimension."""
     steps: int = 1
     """Consecutive rows that are one record's; their gradients are added up."""
+    formed: bool = False
+    """Whether gradients must be formed, because more is done to them."""
 
     @classmethod
-    def of(cls, layer: Convolution, *, steps: int = 1) -> "Geometry":
+    def of(cls, layer: Convolution, *, steps: int = 1, formed: bool = False) -> "Geometry":
         """Geometry of a layer that pads with zeros."""
         taps = range(len(layer.kernel_size))
         if layer.padding == "same":
@@ -67,6 +69,7 @@ class Geometry:
             before=before,
             after=after,
             steps=steps,
+            formed=formed,
         )
 
     @property
@@ -94,7 +97,8 @@ def possible_ways(inputs: Tensor, gradient: Tensor, geometry: Geometry) -> tuple
     few_channels = geometry.in_channels // geometry.groups <= 4
     by_positions: Way = "bands" if has_bands(geometry) else "positions"
     usual: Way = "taps" if few_channels else by_positions
-    if geometry.groups == 1 and worth_products(records=records, positions=of_record, weights=weights):
+    left_unformed = geometry.groups == 1 and not geometry.formed
+    if left_unformed and worth_products(records=records, positions=of_record, weights=weights):
         return ("product", by_positions)
     if positions >= 1024 and not few_channels:
         return (usual, "single")

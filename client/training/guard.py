@@ -33,12 +33,15 @@ from torch.optim import SGD, Adam
 from client.training.patient_optimizer import PatientDPOptimizer
 from client.training.records_apart import named, own, probe_records, trains
 from common.errors import GuardError
-from common.models.private_layers import refuse_batch_norm
+from common.models.private_layers import StandardisedConv2d, refuse_batch_norm
 from common.models.recurrence import Recurrence
 from common.privacy.plan import PrivacyPlan
 from common.tasks import Task
 
-TRAINABLE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.GroupNorm, nn.LayerNorm, Recurrence)
+TRAINABLE_LAYERS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.GroupNorm, nn.LayerNorm),
+    *(Recurrence, StandardisedConv2d),
+)
 """Exact types whose per-row gradients are checked against plain autograd in our tests."""
 
 

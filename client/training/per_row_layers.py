@@ -17,7 +17,9 @@ from client.training.convolution_rows import Geometry, pad, rows_at_a_time, weig
 from client.training.kernel_choice import way_of
 from client.training.recurrence_rows import recurrence
 from client.training.row_gradients import DenseRows, ProductRows, cut, keep, worth_products
+from client.training.standardised_rows import kernels_of, of_weights
 from common.models.over_steps import steps_by_layer
+from common.models.private_layers import StandardisedConv2d
 from common.models.recurrence import Recurrence
 
 Context = Any
@@ -50,7 +52,7 @@ def _forward_of(layer: nn.Module, steps: int, fixed: bool) -> Callable[..., Tens
     if isinstance(layer, Recurrence) and steps == 1:
         return lambda inputs, real: recurrence(layer, inputs, real)
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        geometry = Geometry.of(layer, steps=steps)
+        geometry = Geometry.of(layer, steps=steps, formed=isinstance(layer, StandardisedConv2d))
         return lambda inputs: _Convolution.apply(inputs, layer.weight, layer.bias, layer, geometry, fixed)
     for kind, function in ((nn.Linear, _Linear), (nn.GroupNorm, _GroupNorm), (nn.LayerNorm, _LayerNorm)):
         if isinstance(layer, kind):
@@ -92,7 +94,7 @@ class _Convolution(torch.autograd.Function):
         geometry: Geometry,
         fixed: bool,
     ) -> Tensor:
-        inputs, ordered = _channels_last(inputs), _channels_last(weight.detach())
+        inputs, ordered = _channels_last(inputs), _channels_last(kernels_of(layer, weight.detach()))
         ctx.save_for_backward(inputs, ordered)
         ctx.layer, ctx.geometry, ctx.fixed = layer, geometry, fixed
         outputs: Tensor = layer._conv_forward(inputs, ordered, None if bias is None else bias.detach())
@@ -103,7 +105,7 @@ class _Convolution(torch.autograd.Function):
         (inputs, weight), geometry = ctx.saved_tensors, ctx.geometry
         gradient = _channels_last(gradient)
         way = way_of(inputs, gradient, geometry, fixed=ctx.fixed)
-        keep(ctx.layer.weight, lambda: weight_rows(way, inputs, gradient, geometry))
+        keep(ctx.layer.weight, lambda: of_weights(ctx.layer, weight_rows(way, inputs, gradient, geometry)))
         space = tuple(range(2, gradient.dim()))
         keep(ctx.layer.bias, lambda: DenseRows(gradient.sum(space)).merged(geometry.steps))
         towards = _towards_inputs(inputs, gradient, weight, geometry) if ctx.needs_input_grad[0] else None

@@ -105,6 +105,13 @@ class DenseRows:
         """Whether the numbers are in the parameter's order."""
         return self._arrange is None
 
+    def ordered(self) -> Tensor:
+        """The gradients with numbers in the parameter's order."""
+        if self._arrange is None:
+            return self._values
+        order = self._arrange(torch.arange(self.width, device=self._values.device))
+        return self._values.index_select(1, order.reshape(-1))
+
     def zeros(self) -> Tensor:
         """A sum of nobody, float64 (n,)."""
         return torch.zeros(self.width, dtype=torch.float64, device=self._values.device)

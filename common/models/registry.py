@@ -10,6 +10,7 @@ from common.config import ModelSpec
 from common.errors import ModelError
 from common.models.convolutional import BUILDERS
 from common.models.names import MODELS, model_names, steps_problem
+from common.models.private_layers import standardise_weights
 
 __all__ = [
     "build_model",
@@ -40,7 +41,13 @@ def build_model(spec: ModelSpec) -> nn.Module:
             why=f"its layers need at least {minimum} px",
             fix="choose a larger --image-size, or the model softmax",
         )
-    return _builder(spec.name)(spec)
+    model = _builder(spec.name)(spec)
+    if spec.weight_standardisation and not standardise_weights(model):
+        raise ModelError(
+            f"the model {spec.name} has no convolutions to standardise",
+            fix="leave weight-standardisation out",
+        )
+    return model
 
 
 def initial_parameters(spec: ModelSpec, seed: int) -> dict[str, np.ndarray]:

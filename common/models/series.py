@@ -19,11 +19,10 @@ from common.models.convolutional import read_on_grid, small_trunk
 from common.models.over_steps import OverSteps
 from common.models.private_layers import activation
 from common.models.recurrence import GATES, Kind, Recurrence
+from common.series_form import TIME_FEATURES
 
 WIDTH = 32
 """Numbers that the encoder says of an image, and units of the recurrence."""
-BESIDE = 2
-"""Numbers of a step beside the pixels: whether it is real, and the years since the last."""
 
 
 def encoder(spec: ModelSpec) -> nn.Sequential:
@@ -89,7 +88,11 @@ def parted(series: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     real = ~(series[:, :, -2] < 0.5)
     padding = ~real.unsqueeze(2)
-    return series[:, :, :-BESIDE].masked_fill(padding, 0), real, series[:, :, -1:].masked_fill(padding, 0)
+    return (
+        series[:, :, :-TIME_FEATURES].masked_fill(padding, 0),
+        real,
+        series[:, :, -1:].masked_fill(padding, 0),
+    )
 
 
 def with_real_steps(model: nn.Module, made_up: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import nn
 
 from client.training.guard import TRAINABLE_LAYERS, guard_model
 from common.models.names import MODELS
+from common.models.private_layers import StandardisedConv2d
 from common.models.recurrence import Recurrence
 from common.models.registry import build_model
 from common.models.series import with_real_steps
@@ -72,6 +73,7 @@ LAYERS = [
     (nn.Conv2d(4, 6, (3, 2), dilation=2, groups=2), (4, 8, 7)),
     (nn.Conv2d(2, 3, (5, 3), padding="same"), (2, 6, 5)),
     (nn.Conv3d(2, 3, 3, padding=1, stride=(1, 2, 1)), (2, 4, 5, 3)),
+    (StandardisedConv2d(2, 5, 3, stride=2, padding=1), (2, 7, 6)),
     (nn.Linear(5, 4), (3, 5)),
     (nn.GroupNorm(2, 4), (4, 3, 3)),
     (nn.LayerNorm([3, 4]), (2, 3, 4)),
