@@ -15,7 +15,7 @@ flower-client export MODEL --to FILE                        the same for other p
 
 import json
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -57,7 +57,10 @@ def check(
     split_column: Annotated[str, typer.Option(help="--data, CSV: column of train/val/test")] = "",
     frame_column: Annotated[str, typer.Option(help="--data, CSV: column of the frame or slice")] = "",
     volume_column: Annotated[str, typer.Option(help="--data, CSV: column of a 4-D file's volume")] = "",
-    task: Annotated[str, typer.Option(help="--data: multi-label or ordinal labels")] = "classification",
+    task: Annotated[str, typer.Option(help="--data: what labels are (docs/tasks.md)")] = "classification",
+    time_column: Annotated[str, typer.Option(help="--data, visits: column of the date or days")] = "",
+    series: Annotated[str, typer.Option(help="--data: none, visits or slices")] = "none",
+    steps: Annotated[int, typer.Option(min=2, max=64, help="--data: longest series")] = 8,
     cache: Annotated[Path | None, typer.Option(help="--data: keep decoded images in this folder")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="a warning fails too")] = False,
     listed: Annotated[str, typer.Option("--list", help="only the files of this finding")] = "",
@@ -81,9 +84,9 @@ def check(
     from common.preprocessing import Preprocessing
     from common.settings import parse, with_overrides
 
-    known_task = _known_task(task)
-    asked = {"data": {"image-size": image_size, "channels": 3 if channels == 3 else 1}}
-    preprocessing = Preprocessing.of(parse(PublicPlan, with_overrides(asked, set_ or []), source="--set"))
+    contract = _contract(image_size, channels, task, series, steps)
+    plan = parse(PublicPlan, with_overrides({"data": contract}, set_ or []), source="--set")
+    preprocessing = Preprocessing.of(plan)
     images = DataConfig(
         path=data,
         path_column=path_column,
@@ -93,11 +96,12 @@ def check(
         split_column=split_column,
         frame_column=frame_column,
         volume_column=volume_column,
+        time_column=time_column,
     )
     if show is not None:
         from client.images.contact_sheet import write_contact_sheet
 
-        shown = write_contact_sheet(show, images, preprocessing=preprocessing, classes=None, task=known_task)
+        shown = write_contact_sheet(show, images, preprocessing=preprocessing, classes=None, task=task)
         _say_shown(shown, show)
     with progress() as watch:
         checkup = check_images(
@@ -106,20 +110,30 @@ def check(
             classes=None,
             cache_folder=cache,
             watch=watch,
-            task=known_task,
+            task=task,
+            form=plan.data.series_form,
         )
     if listed:
         raise typer.Exit(print_files(checkup, listed, output, strict=strict))
     raise typer.Exit(print_findings(checkup, output, strict=strict))
 
 
-def _known_task(name: str) -> str:
+def _contract(image_size: int, channels: int, task: str, series: str, steps: int) -> dict[str, Any]:
+    """The data part of a plan as asked for by flags. Raises ConfigError."""
     from common.errors import ConfigError
+    from common.series_form import form_named
     from common.task_kinds import LOSSES
 
-    if name not in LOSSES:
-        raise ConfigError(f"there is no task {name!r}", fix=f"choose {', '.join(LOSSES)}")
-    return name
+    if task not in LOSSES:
+        raise ConfigError(f"there is no task {task!r}", fix=f"choose {', '.join(LOSSES)}")
+    form = form_named(series, steps)
+    return {
+        "image-size": image_size,
+        "channels": 3 if channels == 3 else 1,
+        "task": task,
+        "series": form.kind,
+        "steps": form.steps,
+    }
 
 
 def _say_shown(count: int, path: Path) -> None:

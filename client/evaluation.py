@@ -247,7 +247,7 @@ def score_patients(
     offsets, rows = examples.unit_rows
     rows, patients = patient_rows(offsets, rows, most=plan.privacy.max_images_per_patient)
     model.to(device).eval()
-    shape = (plan.data.channels, plan.data.image_size, plan.data.image_size)
+    shape = plan.data.input_shape
     chunk_rows = rows_per_chunk(model, shape, physical_batch_size=plan.training.physical_batch_size)
     if place_matters(model, input_shape=shape, rows=chunk_rows, scored_for=task):
         chunk_rows = 1

@@ -25,6 +25,7 @@ from common.config import ModelSpec
 from common.examples import Examples
 from common.models.fixed_stage import FixedStage, fixed_stage, trained_stage
 from common.preprocessing import Preprocessing
+from common.series import row_shape
 
 MOST_BYTES = 2**30
 """Features of more images than fit are computed anew in each step: slower, with the same result."""
@@ -52,7 +53,7 @@ class Trainable:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one row of the input."""
-        return tuple(self.examples.inputs["image"].shape[1:])
+        return row_shape(self.examples.inputs)
 
 
 def on_features(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from client.prediction.answers import Answer
+    from client.prediction.inputs import Input
     from client.prediction.stored_model import StoredModel
 
 _RULES = "too-small, extreme-aspect, black, constant, low-contrast, coloured, inverted, unlike-reference"
@@ -52,10 +53,16 @@ def predict(
     from client.prediction.stored_model import read_model
 
     without = _rules(without_check or [])
-    inputs = find_inputs(images, max_pixels=max_pixels)
+    stored = read_model(model)
+    inputs: Sequence[Input]
+    if stored.form.is_series:
+        from client.prediction.series_inputs import find_series
+
+        inputs = find_series(images, stored.form, max_pixels=max_pixels)
+    else:
+        inputs = find_inputs(images, max_pixels=max_pixels)
     for folder in filter(None, (heat_map, page)):
         refuse_beside_images(folder, inputs, images)
-    stored = read_model(model)
     wanted = heat_map is not None or (page is not None and _has_maps(stored, heat_map_method))
     known = None
     if reference is not None:
@@ -102,6 +109,8 @@ def _has_maps(stored: "StoredModel", method: HeatMethod) -> bool:
     from client.prediction.heat_map import layer_of_maps
     from common.errors import ModelError
 
+    if stored.form.is_series:
+        return False
     if method is HeatMethod.INTEGRATED_GRADIENTS:
         return True
     side = stored.preprocessing.image_size

@@ -55,7 +55,7 @@ class Site:
     def images(self, plan: PublicPlan) -> HospitalImages:
         """The hospital's images as the plan wants them, read and decoded once per process."""
         preprocessing = Preprocessing.of(plan)
-        wanted = (preprocessing.of_pixels, plan.data.classes, plan.data.task)
+        wanted = (preprocessing.of_pixels, plan.data.classes, plan.data.task, plan.data.series_form)
         if self._images is None or self._images[0] != wanted:
             self._images = None  # never two sets in memory, whatever a server asks for
             read = read_hospital_images(
@@ -65,6 +65,7 @@ class Site:
                 task=plan.data.task,
                 cache_folder=self.cache_folder,
                 split_key=split_key(self.ledger.site_key),
+                form=plan.data.series_form,
             )
             self._images = (wanted, read)
         return self._images[1]

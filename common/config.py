@@ -7,11 +7,22 @@ from pydantic import Field, model_validator
 from common.augmentation import AugmentationSection
 from common.names import NAME
 from common.preparation.settings import PreprocessingSection
+from common.series_form import SeriesForm
 from common.settings import Section
-from common.task_kinds import LossName, TaskName, loss_problem, outputs_of, weights_problem
+from common.task_kinds import (
+    ONE_CLASS_EACH,
+    PROGRESSION,
+    LossName,
+    TaskName,
+    loss_problem,
+    outputs_of,
+    weights_problem,
+)
 
 MOST_HOSPITALS = 2**20
 """The sum of so many updates in whole numbers is still exact (`common.quantisation`)."""
+MOST_STEPS = 256
+"""Images of a series: with the rows of a chunk they are as many terms as rounding is paid for."""
 
 
 class FederationSection(Section):
@@ -33,7 +44,8 @@ class DataContract(Section):
     """What every hospital's images look like to the model; public."""
 
     task: TaskName = "classification"
-    """Kind of target: one class, several findings at once, or ordered levels (docs/tasks.md)."""
+    """One class, several findings at once, ordered levels (docs/tasks.md), or, of a series up to one visit,
+    the finding of the next (`progression`, docs/series.md)."""
     classes: tuple[str, ...] = Field(default=("negative", "positive"), max_length=1000)
     """Class names in label order; for two classes the last one is the finding; levels rise."""
     image_size: int = Field(default=28, ge=8, le=2048)
@@ -42,12 +54,38 @@ class DataContract(Section):
     """1 for grey, 3 for colour."""
     unit: Literal["patient", "image"] = "patient"
     """Who is protected: a patient with all their images, or (where no patient id is known) one image."""
+    series: Literal["none", "visits", "slices"] = "none"
+    """What one example is: a single image, a patient's images in order of time, or the slices of a volume."""
+    steps: int = Field(default=1, ge=1, le=64)
+    """Longest series that the model sees: of longer ones the latest visits, or slices evenly spread."""
 
     @model_validator(mode="after")
     def _classes_are_distinct(self) -> Self:
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"needs at least two distinct classes, got {list(self.classes)}")
         return self
+
+    @model_validator(mode="after")
+    def _series_has_steps(self) -> Self:
+        if self.series == "none" and self.steps > 1:
+            raise ValueError(f"steps = {self.steps} needs series = 'visits' or 'slices'")
+        if self.series != "none" and self.steps == 1:
+            raise ValueError(f"series = '{self.series}' needs steps of 2 or more, for example 6")
+        if self.task == PROGRESSION and self.series != "visits":
+            raise ValueError("task = 'progression' needs series = 'visits'")
+        if self.series != "none" and self.task not in ONE_CLASS_EACH:
+            raise ValueError(f"task = '{self.task}' has no series: write task = 'classification'")
+        return self
+
+    @property
+    def series_form(self) -> SeriesForm:
+        """What one example is."""
+        return SeriesForm(kind=self.series, steps=self.steps, next_finding=self.task == PROGRESSION)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one row of the model's input (`common.series`)."""
+        return self.series_form.input_shape(self.channels, self.image_size)
 
 
 class ModelSection(Section):
@@ -57,6 +95,8 @@ class ModelSection(Section):
     """A name from the model registry."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Non-linearity; bounded tanh copes better with clipping and noise."""
+    weight_standardisation: bool = False
+    """Kernels of convolutions with mean 0 and variance 1 (arXiv 1903.10520)."""
 
 
 class TrainingConfig(Section):
@@ -223,9 +263,11 @@ class PublicPlan(Section):
         return ModelSpec(
             name=self.model.name,
             activation=self.model.activation,
+            weight_standardisation=self.model.weight_standardisation,
             channels=self.data.channels,
             image_size=self.data.image_size,
             num_outputs=outputs_of(self.data.task, len(self.data.classes)),
+            steps=self.data.steps,
         )
 
     @property
@@ -269,3 +311,7 @@ class ModelSpec(Section):
     """Side of the square input in pixels."""
     num_outputs: int = Field(ge=1)
     """Width of the last layer."""
+    steps: int = Field(default=1, ge=1, le=MOST_STEPS)
+    """Images of the longest series; 1 for single images (`common.models.series`)."""
+    weight_standardisation: bool = False
+    """Whether convolutions have standardised kernels."""

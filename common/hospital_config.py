@@ -41,6 +41,8 @@ class DataConfig(Section):
     """CSV: column of the frame or slice, from 1; empty finds it by its name, blank is the middle one."""
     volume_column: str = ""
     """CSV: column of a 4-D file's volume, from 1; empty finds it by its name, blank is the first."""
+    time_column: str = ""
+    """Series of visits: column of the date or of a number of days; empty finds it by its name."""
     classes: tuple[str, ...] = Field(default=(), max_length=1000)
     """The only class names that a run may use here, in label order; empty takes those of the run."""
     validation_share: float = Field(default=0.0, ge=0, lt=1)

@@ -24,7 +24,7 @@ from common.noisy_ratios import ratio as _ratio
 from common.operating_point import BALANCED, choose
 from common.recalibration import fit
 from common.released_tasks import RATES, limits_of
-from common.task_kinds import CLASSIFICATION, MULTI_LABEL
+from common.task_kinds import CLASSIFICATION, MULTI_LABEL, ONE_CLASS_EACH
 
 REDRAWS = 200
 _SEED = 20_26
@@ -86,7 +86,7 @@ def operating_point(released: ReleasedCounts, *, rule: str = BALANCED) -> dict[s
 
     A fixed threshold needs no counts; any other rule gives None without them.
     """
-    if released.classes != 2 or released.task != CLASSIFICATION:
+    if released.classes != 2 or released.task not in ONE_CLASS_EACH:
         return None
     scores = released.array(SCORES)
     histograms = np.zeros((2, released.score_bins)) if scores is None else scores[0]
@@ -96,7 +96,7 @@ def operating_point(released: ReleasedCounts, *, rule: str = BALANCED) -> dict[s
 def recalibration(released: ReleasedCounts) -> dict[str, Any] | None:
     """How to correct probabilities, by `common.recalibration.fit`; two classes only."""
     scores = released.array(SCORES)
-    if released.classes != 2 or released.task != CLASSIFICATION or scores is None:
+    if released.classes != 2 or released.task not in ONE_CLASS_EACH or scores is None:
         return None
     return fit(scores[0], released.edges, deviation=released.stddev(SCORES))
 
@@ -117,7 +117,7 @@ def calibration(released: ReleasedCounts) -> list[dict[str, float | None]]:
     `observed` is None in a bin that noise alone could have filled. Empty where that is so in most of them.
     """
     scores = released.array(SCORES)
-    if released.classes != 2 or released.task != CLASSIFICATION or scores is None:
+    if released.classes != 2 or released.task not in ONE_CLASS_EACH or scores is None:
         return []
     positives, others = scores[0]
     total, least = positives + others, _least(released.stddev(SCORES), 2)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.preprocessing import Preprocessing
+from common.series import IMAGE, Inputs, model_input, select
 from common.tasks import Task
 
 if TYPE_CHECKING:
@@ -22,12 +23,20 @@ def image_probabilities(
 
     The model is on the CPU and in evaluation mode.
     """
+    return input_probabilities(model, task, {IMAGE: images}, preprocessing=preprocessing)
+
+
+def input_probabilities(
+    model: "nn.Module", task: Task, inputs: Inputs, *, preprocessing: Preprocessing
+) -> NDArray[np.float64]:
+    """Likewise of inputs as in `common.series`: images, or series of them."""
     import torch
 
     outputs = []
     with torch.inference_mode():
-        for start in range(0, len(images), ROWS_AT_ONCE):
-            rows = preprocessing.standardise(images[start : start + ROWS_AT_ONCE])
+        for start in range(0, len(inputs[IMAGE]), ROWS_AT_ONCE):
+            block = select(inputs, slice(start, start + ROWS_AT_ONCE))
+            rows = model_input(block, preprocessing=preprocessing)
             outputs.append(model(torch.from_numpy(rows)).numpy())
     if not outputs:
         return np.zeros((0, len(task.classes)))

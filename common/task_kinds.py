@@ -3,17 +3,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
-TaskName = Literal["classification", "multi-label", "ordinal"]
+TaskName = Literal["classification", "multi-label", "ordinal", "progression"]
 LossName = Literal["cross-entropy", "bce", "focal", "mse"]
 
 CLASSIFICATION: Final = "classification"
 MULTI_LABEL: Final = "multi-label"
 ORDINAL: Final = "ordinal"
+PROGRESSION: Final = "progression"
+"""A classification whose label is that of the next visit (docs/series.md)."""
+ONE_CLASS_EACH: Final = (CLASSIFICATION, PROGRESSION)
+"""Tasks in which every example has one class."""
 
 LOSSES: Final[Mapping[str, tuple[str, ...]]] = {
     CLASSIFICATION: ("cross-entropy", "bce", "focal", "mse"),
     MULTI_LABEL: ("bce", "focal", "mse"),
     ORDINAL: ("bce", "focal", "mse"),
+    PROGRESSION: ("cross-entropy", "bce", "focal", "mse"),
 }
 """By task, its own first: what `flower-simulate` takes where nobody names a loss."""
 

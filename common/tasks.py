@@ -190,7 +190,7 @@ def make_task(
     weights = None if class_weights is None else tuple(class_weights)
     try:
         task: Task = _kind(name)(
-            classes=tuple(classes), class_weights=weights, loss=loss, focal_gamma=focal_gamma
+            classes=tuple(classes), class_weights=weights, name=name, loss=loss, focal_gamma=focal_gamma
         )
         return task
     except ValueError as error:

@@ -5,6 +5,7 @@ A simulation fills in `engine`, the data's name and the scores of its held-back 
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from common.config import FederationConfig
@@ -83,6 +84,7 @@ def write_model(folder: RunFolder, config: FederationConfig, state: RunState) ->
         "classes": list(config.data.classes),
         "spec": config.model_spec.model_dump(mode="json", by_alias=True),
         "preprocessing": Preprocessing.of(config).to_dict(),
+        **({"series": asdict(config.data.series_form)} if config.data.series_form.is_series else {}),
         "parameters": sum(array.size for array in model.values()),
         "sha256": sha256,
         "final_model": config.server.final_model,

@@ -86,6 +86,9 @@ def data(
     hospitals: Annotated[int, typer.Option(min=1, help="Sites, each with its own scanner.")] = 3,
     patients: Annotated[int, typer.Option(min=4, help="Patients of each site.")] = 100,
     image_size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the images in pixels.")] = 64,
+    visits: Annotated[
+        bool, typer.Option("--visits", help="Patients come again: an opacity grows, stays or shrinks.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same images.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace generated images there.")] = False,
     output: Output = OutputFormat.TEXT,
@@ -100,12 +103,14 @@ def data(
         patients_per_hospital=patients,
         image_size=image_size,
         seed=seed,
+        visits=visits,
         overwrite=overwrite,
     )
     if output is OutputFormat.JSON:
         print(json.dumps({"data": str(path), "layout": layout.value, "notice": NOTICE}))
     else:
-        print(f"{NOTICE}\nflower-simulate run --data {path} --partition column:site")
+        series = " --series visits --task progression --model lstm" if visits else ""
+        print(f"{NOTICE}\nflower-simulate run --data {path} --partition column:site{series}")
 
 
 def _voice(output: OutputFormat) -> Callable[[str], None]:

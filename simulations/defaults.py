@@ -15,12 +15,19 @@ _BATCH_SIZE = 64
 _EPOCHS = 25
 
 
-def recommended(*, private: bool, model: str, units_per_hospital: int, epsilon: float) -> list[str]:
+def recommended(
+    *, private: bool, model: str, units_per_hospital: int, epsilon: float, visits: bool = False
+) -> list[str]:
     """Overrides `section.key=value` for a run; flags and `--set` come after them."""
+    if visits:  # a patient has one series, so no room is kept for others of theirs
+        advised = recommended(
+            private=private, model=model, units_per_hospital=units_per_hospital, epsilon=epsilon
+        )
+        return [*advised, "privacy.max-images-per-patient=1"]
     if model == SCATTERING:
         return [*_scattering(epsilon if private else math.inf), *MODELS[model].settings]
     if private:
-        return _with_privacy(epsilon)
+        return [*_with_privacy(epsilon), *(MODELS[model].settings if _is_series(model) else ())]
     return _without_privacy(model, units_per_hospital)
 
 
@@ -66,3 +73,7 @@ def _without_privacy(model: str, units_per_hospital: int) -> list[str]:
 
 def _is_deep(model: str) -> bool:
     return model in MODELS and MODELS[model].deep
+
+
+def _is_series(model: str) -> bool:
+    return model in MODELS and MODELS[model].series

@@ -15,6 +15,8 @@ _METAVARS = {
     "engine": "embedded|ray|processes",
     "channels": "1|3",
     "data": "PATH",
+    "series": "none|visits|slices",
+    "task": "NAME",
     "path_root": "PATH",
     "out": "DIR",
     "set": "KEY=VALUE",
@@ -24,6 +26,7 @@ _SWITCHES = {"reproducible"}
 _NUMBERS: dict[str, type[int] | type[float]] = {
     "image_size": int,
     "max_skipped_share": float,
+    "steps": int,
     "channels": int,
     "hospitals": int,
     "rounds": int,

@@ -1,6 +1,7 @@
 """Writes generated chest films of several hospitals to disk, in each layout that a hospital may have."""
 
 import csv
+import functools
 import io
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from client.images.phantom_visits import hospital_visits
 from client.images.phantoms import CLASSES, PhantomSet, hospital_phantoms
 from common.errors import DataError
 from common.files import write_bytes_atomically
@@ -37,6 +39,8 @@ class _Table:
     patients: tuple[str, ...]
     sites: tuple[str, ...]
     names: tuple[str, ...]  # file names, unique
+    classes: tuple[str, ...] = CLASSES
+    days: tuple[int, ...] | None = None  # since the patient's first visit
 
 
 def write_generated_data(
@@ -50,6 +54,7 @@ def write_generated_data(
     test_share: float = 0.25,
     val_share: float = 0.1,
     prevalence: float = 0.5,
+    visits: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Write the films of hospitals 1 to `hospitals` into `folder`; returns what to give as `--data`.
@@ -66,14 +71,9 @@ def write_generated_data(
         raise ValueError(f"hospitals must be at least 1, got {hospitals}")
     patients_by_split = _split_sizes(patients_per_hospital, test_share=test_share, val_share=val_share)
     _refuse_folder_in_use(folder, overwrite=overwrite)
+    draw = hospital_visits if visits else functools.partial(hospital_phantoms, prevalence=prevalence)
     sites = [
-        hospital_phantoms(
-            hospital=hospital,
-            num_patients=patients_per_hospital,
-            image_size=image_size,
-            seed=seed,
-            prevalence=prevalence,
-        )
+        draw(hospital=hospital, num_patients=patients_per_hospital, image_size=image_size, seed=seed)
         for hospital in range(1, hospitals + 1)
     ]
     table = _tabulate(sites, patients_by_split)
@@ -147,13 +147,15 @@ def _tabulate(sites: Sequence[PhantomSet], patients_by_split: Mapping[str, int])
         patients=patients,
         sites=tuple(site.site for site in sites for _ in site.patients),
         names=tuple(names),
+        classes=sites[0].classes,
+        days=None if sites[0].days is None else tuple(day for site in sites for day in site.days or ()),
     )
 
 
 def _splits_of(site: PhantomSet, patients_by_split: Mapping[str, int]) -> list[str]:
     """Split of each image: patients in drawn order, healthy and ill dealt out evenly, so splits are alike."""
     label_of = dict(zip(site.patients, site.labels.tolist(), strict=True))
-    groups = [[p for p, label in label_of.items() if label == wanted] for wanted in range(len(CLASSES))]
+    groups = [[p for p, label in label_of.items() if label == wanted] for wanted in range(2)]
     place = {p: (rank + 0.5) / len(group) for group in groups for rank, p in enumerate(group)}
     deal = [split for split in ("test", "val", "train") for _ in range(patients_by_split[split])]
     split_of = dict(zip(sorted(place, key=place.__getitem__), deal, strict=True))
@@ -161,7 +163,7 @@ def _splits_of(site: PhantomSet, patients_by_split: Mapping[str, int]) -> list[s
 
 
 def _write_npz(folder: Path, table: _Table) -> str:
-    arrays: dict[str, NDArray[np.generic]] = {"notice": np.array(NOTICE), "classes": np.array(CLASSES)}
+    arrays: dict[str, NDArray[np.generic]] = {"notice": np.array(NOTICE), "classes": np.array(table.classes)}
     splits, patients, sites = (np.array(column) for column in (table.splits, table.patients, table.sites))
     for split in SPLITS:
         rows = np.flatnonzero(splits == split)
@@ -171,6 +173,8 @@ def _write_npz(folder: Path, table: _Table) -> str:
             f"{split}_patients": patients[rows],
             f"{split}_sites": sites[rows],
         }
+        if table.days is not None:
+            arrays[f"{split}_days"] = np.array(table.days)[rows]
     with (folder / "phantoms.npz").open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
     return "phantoms.npz"
@@ -179,11 +183,12 @@ def _write_npz(folder: Path, table: _Table) -> str:
 def _write_folders(folder: Path, table: _Table) -> str:
     rows = []
     for row, (split, name) in enumerate(zip(table.splits, table.names, strict=True)):
-        label = CLASSES[table.labels[row]]
+        label = table.classes[table.labels[row]]
         path = f"{split}/{label}/{name}"
         _write_png(folder / path, table.images[row])
-        rows.append((path, split, label, table.patients[row], table.sites[row], NOTICE))
-    _write_csv(folder / "labels.csv", ("path", "split", "label", "patient_id", "site", "notice"), rows)
+        rows.append((path, split, label, table.patients[row], table.sites[row], *_day(table, row), NOTICE))
+    header = ("path", "split", "label", "patient_id", "site", *_day_column(table), "notice")
+    _write_csv(folder / "labels.csv", header, rows)
     return "."
 
 
@@ -192,10 +197,19 @@ def _write_manifest(folder: Path, table: _Table) -> str:
     for row, name in enumerate(table.names):
         path = f"images/{name}"
         _write_png(folder / path, table.images[row])
-        label, patient = CLASSES[table.labels[row]], table.patients[row]
-        rows.append((path, label, patient, table.splits[row], table.sites[row], NOTICE))
-    _write_csv(folder / "metadata.csv", ("filename", "label", "patient", "split", "site", "notice"), rows)
+        label, patient = table.classes[table.labels[row]], table.patients[row]
+        rows.append((path, label, patient, table.splits[row], table.sites[row], *_day(table, row), NOTICE))
+    header = ("filename", "label", "patient", "split", "site", *_day_column(table), "notice")
+    _write_csv(folder / "metadata.csv", header, rows)
     return "metadata.csv"
+
+
+def _day_column(table: _Table) -> tuple[str, ...]:
+    return () if table.days is None else ("days",)
+
+
+def _day(table: _Table, row: int) -> tuple[str, ...]:
+    return () if table.days is None else (str(table.days[row]),)
 
 
 _WRITERS: Final[Mapping[str, Callable[[Path, _Table], str]]] = MappingProxyType(
@@ -222,7 +236,7 @@ def _readme(table: _Table, *, layout: Layout, seed: int) -> str:
     return (
         f"{NOTICE}\n\n"
         f"{len(table.names)} images of {size} x {size} px ({counts}) of {len(set(table.patients))} invented\n"
-        f"patients in {len(set(table.sites))} invented hospitals; classes {' and '.join(CLASSES)};\n"
+        f"patients in {len(set(table.sites))} invented hospitals; classes {' and '.join(table.classes)};\n"
         f"layout {layout}, seed {seed}. Written by `flower-simulate data`.\n"
         "They show that the software runs; they say nothing about medicine.\n"
     )

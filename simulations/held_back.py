@@ -19,6 +19,7 @@ from client.images.splits import TEST, TRAIN, VALIDATION
 from common.errors import DataError
 from common.examples import Examples
 from common.files import write_bytes_atomically
+from common.series import IMAGE, PRESENT, YEARS
 from simulations.partition import Partition, majority_labels
 from simulations.subgroups import GROUPS as STRATA
 from simulations.subgroups import strata_of
@@ -26,6 +27,7 @@ from simulations.subgroups import strata_of
 TEST_SHARE = 0.25
 """Share of patients held back where the data name no test split."""
 SPLITS = (VALIDATION, TEST)
+_FIELDS = {IMAGE: "images"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,8 +45,8 @@ class Split:
 class ScoredSet:
     """One held-back split."""
 
-    images: NDArray[np.uint8]
-    """(rows, channels, size, size)"""
+    inputs: Mapping[str, NDArray[Any]]
+    """Named inputs of `common.examples`: `image`, and what series have beside it."""
     targets: NDArray[np.int64]
     """(rows,) or (rows, findings)."""
     units: NDArray[np.int64]
@@ -53,6 +55,11 @@ class ScoredSet:
     """(rows,) position on the roster of the hospital whose kind of patient it is; -1 for none."""
     strata: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     """By `sex` and `age`, as far as the data have them, (rows,) group number (`simulations.subgroups`)."""
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """(rows, channels, size, size); of series (rows, steps, channels, size, size)."""
+        return self.inputs[IMAGE]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,8 +163,8 @@ def write_held_back(path: Path, held_back: HeldBack) -> None:
     """Write the splits as one `.npz` of numbers, for this user only."""
     arrays: dict[str, NDArray[Any]] = {"is_named": np.array(held_back.is_named)}
     for name, scored in held_back.sets.items():
-        for kind in ("images", "targets", "units", "hospitals"):
-            arrays[f"{name}_{kind}"] = getattr(scored, kind)
+        arrays |= {f"{name}_{field}": getattr(scored, field) for field in ("targets", "units", "hospitals")}
+        arrays |= {f"{name}_{_FIELDS.get(key, key)}": values for key, values in scored.inputs.items()}
         arrays |= {f"{name}_of_{stratum}": of_row for stratum, of_row in scored.strata.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
@@ -170,7 +177,11 @@ def read_held_back(path: Path) -> HeldBack:
         with np.load(path, allow_pickle=False) as archive:
             sets = {
                 name: ScoredSet(
-                    images=archive[f"{name}_images"],
+                    inputs={
+                        key: archive[field]
+                        for key in (IMAGE, PRESENT, YEARS)
+                        if (field := f"{name}_{_FIELDS.get(key, key)}") in archive
+                    },
                     targets=archive[f"{name}_targets"],
                     units=archive[f"{name}_units"],
                     hospitals=archive[f"{name}_hospitals"],
@@ -214,7 +225,7 @@ def _scored(
     table = examples.select_units(units)
     hospitals = [-1 if groups is None else hospital_of_value.get(groups[unit], -1) for unit in units.tolist()]
     return ScoredSet(
-        images=table.inputs["image"],
+        inputs=table.inputs,
         targets=table.targets,
         units=table.units,
         hospitals=np.array(hospitals, np.int64)[table.units],

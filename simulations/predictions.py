@@ -44,17 +44,17 @@ def serve(connection: Connection, held_back: str, configs: list[FederationConfig
     from common.models.registry import build_model, load_parameters
     from common.parameters import read_safetensors
     from common.preprocessing import Preprocessing
-    from common.scoring import image_probabilities
+    from common.scoring import input_probabilities
     from common.tasks import task_of
     from simulations.engines.worker import prepare_process
     from simulations.held_back import read_held_back
 
     prepare_process(num_threads=1, deterministic=any(c.federation.reproducible for c in configs))
-    images = read_held_back(Path(held_back)).sets["test"].images
+    inputs = read_held_back(Path(held_back)).sets["test"].inputs
     for config in configs:
         preprocessing = Preprocessing.of(config)
         task = task_of(config)
         model = build_model(config.model_spec).eval()
         load_parameters(model, read_safetensors(Path(config.runtime.run_folder) / MODEL))
-        said = image_probabilities(model, task, images, preprocessing=preprocessing)
+        said = input_probabilities(model, task, inputs, preprocessing=preprocessing)
         connection.send_bytes(said.astype(np.float64).tobytes())

@@ -27,7 +27,7 @@ from common.hospital_config import (
     ReleaseConfig,
     SiteConfig,
 )
-from common.models.names import MODELS
+from common.models.names import MODELS, steps_problem
 from common.preprocessing import Preprocessing
 from common.settings import to_toml
 from simulations.held_back import HeldBack, deal_validation, hold_back, write_held_back
@@ -96,6 +96,7 @@ def prepare(scenario: Scenario) -> Prepared:
         image_size=images.preprocessing.image_size,
         channels=images.preprocessing.channels,
         units_per_hospital=sizes[len(sizes) // 2],
+        form=images.form,
     )
     held_back = HeldBack.of(
         images.decoded,
@@ -278,3 +279,5 @@ def _check_hospitals_can_follow(scenario: Scenario, config: FederationConfig, *,
             why=f"its layers need at least {known.minimum_image_size} px",
             fix=f"use --image-size {known.minimum_image_size} or more, or --model softmax",
         )
+    if problem := steps_problem(config.model.name, config.model_spec.steps):
+        raise ConfigError(problem, fix="choose another --model, or other data")

@@ -205,7 +205,8 @@ def describe(prepared: Prepared, scenario: Scenario) -> list[str]:
         privacy = f"differential privacy per {facts.unit}: epsilon at most {budget:g} in each hospital"
     else:
         privacy = "NOT PRIVATE: no differential privacy, as asked for"
-    scored = " and ".join(f"{name} {len(s.targets)} images" for name, s in prepared.held_back.sets.items())
+    noun = "series" if prepared.facts.form.is_series else "images"
+    scored = " and ".join(f"{name} {len(s.targets)} {noun}" for name, s in prepared.held_back.sets.items())
     by = "as the data name it" if prepared.held_back.is_named else "drawn by patient"
     return [
         f"data      {facts.name}: {facts.image_size} px {kind}, classes {', '.join(facts.classes)}",

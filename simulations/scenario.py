@@ -12,8 +12,9 @@ from pydantic import Field, model_validator
 
 from common.errors import ConfigError
 from common.models.names import MODELS
+from common.series_form import SINGLE_IMAGES, SeriesForm, SeriesKind
 from common.settings import Section, parse, with_overrides
-from common.task_kinds import CLASSIFICATION, LOSSES
+from common.task_kinds import CLASSIFICATION, LOSSES, PROGRESSION
 
 if TYPE_CHECKING:
     from common.config import FederationConfig
@@ -36,7 +37,7 @@ class Scenario(Section):
     path_root: str = ""
     """CSV: folder that the image paths start from."""
     task: str = ""
-    """classification, multi-label or ordinal."""
+    """classification, multi-label, ordinal, or progression: foretell the next visit's label."""
     label_column: str = ""
     """CSV: column of the label; several: docs/tasks.md."""
     patient_column: str = ""
@@ -53,6 +54,12 @@ class Scenario(Section):
     """CSV: column of the age in years, for scores by group; a usual name is found."""
     max_skipped_share: float | None = Field(default=None, ge=0, le=1)
     """Share of unusable images at most; 0.05."""
+    time_column: str = ""
+    """Visits: column of the date or of a number of days."""
+    series: SeriesKind = "none"
+    """none, visits (of a patient) or slices (of a volume): what one example is."""
+    steps: int | None = Field(default=None, ge=2, le=64)
+    """Longest series that the model sees; as in the data, at most 8 visits or 16 slices."""
     image_size: int | None = Field(default=None, ge=8, le=2048)
     """Side of the square image; as in the data for a `.npz`, else 64."""
     channels: Literal[1, 3] | None = None
@@ -94,6 +101,12 @@ class Scenario(Section):
             raise ValueError(f"there is no model {self.model!r}; choose one of {', '.join(MODELS)}")
         if self.task and self.task not in LOSSES:
             raise ValueError(f"there is no task {self.task!r}; choose one of {', '.join(LOSSES)}")
+        if self.series == "none" and self.steps is not None:
+            raise ValueError("--steps needs --series visits or slices")
+        if self.task == PROGRESSION and self.series != "visits":
+            raise ValueError("--task progression needs --series visits")
+        if self.series == "slices" and not self.data:
+            raise ValueError("--series slices needs --data: no volumes are generated")
         return self
 
     @property
@@ -131,6 +144,8 @@ class DataFacts:
     channels: int
     units_per_hospital: int
     """Patients to train on in a middling hospital; chooses recommended settings."""
+    form: SeriesForm = SINGLE_IMAGES
+    """What one example is."""
 
 
 def make_scenario(flags: Mapping[str, Any]) -> Scenario:
@@ -157,11 +172,19 @@ def settle(scenario: Scenario, facts: DataFacts) -> "FederationConfig":
         model=model,
         units_per_hospital=facts.units_per_hospital,
         epsilon=scenario.epsilon or DEFAULT_EPSILON,
+        visits=facts.form.kind == "visits",
     )
     values = with_overrides(_base(scenario, facts, model), advised)
     values = with_overrides(values, _asked(scenario))
     values = with_overrides(values, scenario.set)
-    return parse(FederationConfig, values, source="settings")
+    config = parse(FederationConfig, values, source="settings")
+    if config.data.series_form != facts.form:
+        raise ConfigError(
+            "--set data.series, data.steps or data.task contradicts what was read",
+            why=f"the images were read as {facts.form.words}",
+            fix="say --series, --steps and --task instead",
+        )
+    return config
 
 
 def _base(scenario: Scenario, facts: DataFacts, model: str) -> dict[str, Any]:
@@ -178,6 +201,8 @@ def _base(scenario: Scenario, facts: DataFacts, model: str) -> dict[str, Any]:
             "image-size": facts.image_size,
             "channels": facts.channels,
             "unit": facts.unit,
+            "series": facts.form.kind,
+            "steps": facts.form.steps,
         },
         "model": {"name": model},
         "training": {"loss": LOSSES.get(scenario.task_name, ("cross-entropy",))[0]},

@@ -19,7 +19,7 @@ from common.errors import FederationError
 from common.parameters import Parameters, read_safetensors, write_safetensors
 from common.preprocessing import Preprocessing
 from common.probability_scores import probability_intervals, probability_scores
-from common.scoring import ROWS_AT_ONCE, image_probabilities
+from common.scoring import ROWS_AT_ONCE, input_probabilities
 from common.tasks import Task, task_of
 from simulations.assessment import assessment, of_hospital, worst_hospital
 from simulations.held_back import HeldBack, ScoredSet, read_held_back
@@ -116,9 +116,9 @@ class Scorer:
     def _probabilities(self, split: str) -> FloatArray:
         import torch
 
-        images = self.held_back.sets[split].images
+        inputs = self.held_back.sets[split].inputs
         if self._stage is None:
-            return image_probabilities(self._model, self.task, images, preprocessing=self._preprocessing)
+            return input_probabilities(self._model, self.task, inputs, preprocessing=self._preprocessing)
         with torch.inference_mode():
             outputs = [self._trained(rows).numpy() for rows in self._features_of(split)]
         return self.task.probabilities(np.concatenate(outputs))

@@ -130,6 +130,7 @@ def _merged(base: Prepared) -> Examples:
             classes=base.facts.classes,
             cache_folder=None,
             task=base.config.data.task,
+            form=base.facts.form,
         )
         parts.append(images.train)
     return concatenate(parts)

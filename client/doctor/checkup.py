@@ -15,11 +15,13 @@ from client.images.decoded import decode_records
 from client.images.entries import format_name
 from client.images.layout import find_records
 from client.images.records import ImageArray, Records, SkippedImage, count_reasons
+from client.images.series_rows import series_examples, series_records
 from client.images.splits import SPLITS
 from common.checks import CheckState
 from common.errors import DataError
 from common.hospital_config import DataConfig
 from common.preprocessing import Preprocessing
+from common.series_form import SINGLE_IMAGES, SeriesForm
 from common.task_kinds import CLASSIFICATION
 
 Row = tuple[str, str, str]
@@ -50,6 +52,8 @@ class Checkup:
     """About the words for the classes."""
     examined: tuple[Finding, ...] = ()
     """About pictures, headers and names."""
+    series_lengths: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    """How many series have how many steps, by split; empty for single images."""
     cache: str = ""
     """Folder of the decoded images; empty without one."""
 
@@ -82,8 +86,9 @@ class Checkup:
 
     def _counts(self) -> list[Finding]:
         found: list[Finding] = []
+        noun = "series" if self.series_lengths else "images"
         for split in SPLITS:
-            name, total = f"{split} images", sum(self.images[split].values())
+            name, total = f"{split} {noun}", sum(self.images[split].values())
             if not total:
                 advice = "name a train split" if split == "train" else ""
                 found.append(_warning_if(advice, name, "none"))
@@ -95,6 +100,9 @@ class Checkup:
             state = CheckState.NOTE if empty else CheckState.OK
             result = f"{total}{units} ({by_class})"
             found.append(Finding(name=name, severity=state, result=result, advice=advice))
+            if steps := self.series_lengths.get(split):
+                told = ", ".join(f"{count} of {length}" for length, count in sorted(steps.items()))
+                found.append(fine(f"{split} series' steps", told))
         if self.unit == "patient":
             found.append(fine("unit of protection", "patient"))
         else:
@@ -148,6 +156,7 @@ def check_images(
     split_key: bytes = b"",
     watch: Watch = unwatched,
     task: str = CLASSIFICATION,
+    form: SeriesForm = SINGLE_IMAGES,
 ) -> Checkup:
     """Read all images as training would and say how they are; data that cannot be used are a result too.
 
@@ -158,7 +167,7 @@ def check_images(
     try:
         found = find_records(data)
         labels = tuple(label_findings(found, classes=classes, task=task))
-        records = with_known_labels(found, classes=classes, task=task)
+        records = series_records(with_known_labels(found, classes=classes, task=task), form, data)
         decoded = decode_records(
             records,
             preprocessing=preprocessing,
@@ -167,10 +176,13 @@ def check_images(
             max_skipped_share=1.0,
             watch=_counting(watch, "decoding", len(records)),
         )
+        examples = series_examples(decoded, form)
     except DataError as problem:
         return Checkup(path=data.path, problem=problem, images={}, units={}, labels=labels)
     images = split_images(decoded, data=data, split_key=split_key)
     examined = examine(decoded, images, found, data=data, watch=watch)
+    if form.is_series:
+        images = split_images(examples, data=data, split_key=split_key)
     return _describe(
         images, data, cache_folder, formats=_formats(records), labels=labels, examined=tuple(examined)
     )
@@ -205,6 +217,8 @@ def _describe(
     parts = {split: getattr(images, split) for split in SPLITS}
     counted = sum(entry.reason.counts for entry in images.skipped)
     usable = sum(part.num_rows for part in parts.values())
+    if of_series := images.series_lengths.values():  # skipped are images, not series
+        usable = sum(steps * count for table in of_series for steps, count in table.items())
     return Checkup(
         path=data.path,
         problem=None,
@@ -214,6 +228,7 @@ def _describe(
         images=images.counts,
         units={split: part.num_units for split, part in parts.items()},
         skipped=images.skipped,
+        series_lengths=images.series_lengths,
         skipped_share=counted / (usable + counted),
         max_skipped_share=data.max_skipped_share,
         units_in_several_splits=images.units_in_several_splits,

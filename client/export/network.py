@@ -8,6 +8,7 @@ from client.prediction.stored_model import StoredModel
 from common.errors import ModelError
 from common.models.plain_scattering import plain_form
 from common.preprocessing import Preprocessing
+from common.task_kinds import ONE_CLASS_EACH
 
 _HEADS = {"classification": nn.Softmax(dim=1), "multi-label": nn.Sigmoid()}
 """From a task's outputs to its probabilities; the check after writing finds a wrong one."""
@@ -22,6 +23,12 @@ class ExportedNetwork(nn.Module):
     def __init__(self, stored: StoredModel) -> None:
         """Raises ModelError for a task or a preprocessing that has no such form."""
         super().__init__()
+        if stored.form.is_series:
+            raise ModelError(
+                "a model of series cannot be exported",
+                why="its input is a table of steps that other programs do not know",
+                fix="use `flower-client predict`",
+            )
         if stored.task.name not in _HEADS:
             raise ModelError(
                 f"a model of the task {stored.task.name} cannot be exported",
@@ -33,6 +40,8 @@ class ExportedNetwork(nn.Module):
         self.register_buffer("offset", torch.from_numpy(offset)[:, None, None])
         self.network = plain_form(stored.network, image_size=stored.spec.image_size)
         self.head = _HEADS[stored.task.name]
+        if stored.task.name in ONE_CLASS_EACH and getattr(stored.task, "loss", "") == "bce":
+            self.head = nn.Sequential(nn.LogSigmoid(), self.head)
 
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities; every row alone."""

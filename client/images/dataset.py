@@ -15,10 +15,14 @@ from client.images.decoded import DecodedRecords, decode_records
 from client.images.labels import with_classes
 from client.images.layout import find_records
 from client.images.records import Records, SkippedImage, Unit, check_skipped
+from client.images.series_parts import read_series_part
+from client.images.series_rows import series_examples, series_records
 from client.images.splits import SPLITS, TEST, TRAIN, VALIDATION, keyed_choice
 from common.examples import Examples
 from common.hospital_config import DataConfig
 from common.preprocessing import Preprocessing
+from common.series import PRESENT, lengths
+from common.series_form import SINGLE_IMAGES, SeriesForm
 from common.task_kinds import CLASSIFICATION
 
 
@@ -54,6 +58,17 @@ class HospitalImages:
             table[split] = dict(zip(self.classes, counted.tolist(), strict=True))
         return table
 
+    @property
+    def series_lengths(self) -> dict[str, dict[int, int]]:
+        """How many series of which length are in each split; empty for single images. Private."""
+        table: dict[str, dict[int, int]] = {}
+        for split in SPLITS:
+            inputs = getattr(self, split).inputs
+            if PRESENT in inputs:
+                numbers, counts = np.unique(lengths(inputs), return_counts=True)
+                table[split] = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+        return table
+
 
 def read_records(data: DataConfig, *, classes: Sequence[str] | None, task: str = CLASSIFICATION) -> Records:
     """Find the images without decoding one; labels become `classes` (those in the data when None).
@@ -81,26 +96,30 @@ def read_hospital_images(
     cache_folder: Path | None,
     split_key: bytes = b"",
     task: str = CLASSIFICATION,
+    form: SeriesForm = SINGLE_IMAGES,
 ) -> HospitalImages:
-    """Read all images of a hospital.
+    """Read all images of a hospital, as single images or as series of them.
 
     `split_key` is the site's secret that decides, with `data.validation_share`, who validates where the data
     name no validation split. Raises DataError, ValueError for a share without a key.
     """
     if data.validation_share and not split_key:
         raise ValueError("validation_share needs a split_key: without a secret anybody could tell who trains")
-    decoded = decode_records(
-        read_records(data, classes=classes, task=task),
-        preprocessing=preprocessing,
-        cache_folder=cache_folder,
-        max_pixels=data.max_pixels,
-        max_skipped_share=data.max_skipped_share,
-    )
+    decoded = read_series_part(Path(data.path), preprocessing=preprocessing, classes=classes, form=form)
+    if decoded is None:
+        images = decode_records(
+            series_records(read_records(data, classes=classes, task=task), form, data),
+            preprocessing=preprocessing,
+            cache_folder=cache_folder,
+            max_pixels=data.max_pixels,
+            max_skipped_share=data.max_skipped_share,
+        )
+        decoded = series_examples(images, form)
     return split_images(decoded, data=data, split_key=split_key)
 
 
 def split_images(decoded: DecodedRecords, *, data: DataConfig, split_key: bytes) -> HospitalImages:
-    """Decoded images by who trains, validates and tests; see `read_hospital_images`."""
+    """Decoded images or series by who trains, validates and tests; see `read_hospital_images`."""
     splits = _with_validation(decoded, share=data.validation_share, key=split_key)
     parts = {
         name: decoded.examples.select_units([unit for unit, split in enumerate(splits) if split == name])

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from client.images.content import HEAD_BYTES, Format, format_of, is_nifti_pair, unzipped
 from client.images.decode import content_digest, read_content
-from client.images.formats import most_bytes, open_picture
+from client.images.formats import count_frames, most_bytes, open_picture
 from client.images.records import WHOLE, SkipReason, Unusable, View
 from common.preprocessing import Picture
 
@@ -86,6 +86,17 @@ def read_entry(path: str, view: View, *, max_pixels: int, expected: str | None =
     if len(files) == 2 and is_nifti_pair(unzipped(contents[0][:HEAD_BYTES])):
         return open_picture(contents[0], view, max_pixels=max_pixels, voxels=contents[1])
     return open_picture(contents[files.index(path)], view, max_pixels=max_pixels)
+
+
+def entry_frames(path: str, *, max_pixels: int) -> int:
+    """Pictures of an entry: slices of a series or volume, frames of a file. Raises Unusable."""
+    files = files_of(path)
+    if os.path.isdir(path):
+        order = _order(tuple((file, _stamp(file)) for file in files), max_pixels)
+        if isinstance(order, SkipReason):
+            raise Unusable(order)
+        return len(order[0])
+    return count_frames(read_content(files[0], max_pixels=max_pixels), max_pixels=max_pixels)
 
 
 def _compare(digest: str, expected: str | None) -> None:

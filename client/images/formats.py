@@ -1,5 +1,6 @@
 """One reader for all formats: a file's content to the picture that training and prediction see."""
 
+import io
 from typing import Final
 
 from PIL import Image, UnidentifiedImageError
@@ -15,6 +16,26 @@ MOST_BYTES_PER_PIXEL: Final = 8
 def most_bytes(max_pixels: int) -> int:
     """Largest file, and largest content of a compressed one, that is taken into memory."""
     return max_pixels * MOST_BYTES_PER_PIXEL + 2**20
+
+
+def count_frames(content: bytes, *, max_pixels: int) -> int:
+    """Pictures in a file (of a NIfTI pair its header): frames, or slices of a volume. Raises Unusable."""
+    format = format_of(content[:HEAD_BYTES])
+    try:
+        if format is Format.DICOM:
+            from client.images.dicom_file import parse_dicom
+
+            return max(1, parse_dicom(content, max_bytes=most_bytes(max_pixels)).frames)
+        if format is Format.NIFTI:
+            from client.images.nifti import count_slices
+
+            return count_slices(content)
+        with Image.open(io.BytesIO(content)) as image:
+            return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+    except Unusable:
+        raise
+    except Exception:
+        raise Unusable(SkipReason.INCONSISTENT) from None
 
 
 def open_picture(content: bytes, view: View, *, max_pixels: int, voxels: bytes | None = None) -> Picture:

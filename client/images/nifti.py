@@ -63,6 +63,14 @@ def read_nifti(
     return Intensities(values=values, shown=_shown(header, volume, slope, intercept))
 
 
+def count_slices(content: bytes) -> int:
+    """Axial slices of a file's volumes, as `read_nifti` numbers them. Raises as it does."""
+    header = _header(content)
+    shape, _ = _shape(header)
+    axes = _orientation(header)[:, 0].tolist()
+    return shape[axes.index(2.0)]
+
+
 def _header(content: bytes) -> Any:
     begun = unzipped(content[:4096])[:1024]
     if not is_nifti(begun):

@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from client.images.records import Unit
 from common.examples import Examples
 from common.files import write_bytes_atomically
+from common.series import IMAGE, is_series
+
+_FIELDS = {IMAGE: "images"}
 
 PREPARED: Final = "prepared"
 """Array of a part whose pixels were made by configured steps: the mark of these."""
@@ -51,7 +54,11 @@ def write_part(
             continue
         names = np.array([_pseudonym(unit_id, key) for unit_id in examples.unit_ids], dtype="U32")
         pixels = examples.inputs["image"]
-        arrays[f"{prefix}_images"] = pixels[:, 0] if pixels.shape[1] == 1 else pixels.transpose(0, 2, 3, 1)
+        if is_series(examples.inputs):
+            arrays |= {f"{prefix}_{_FIELDS.get(key, key)}": values for key, values in examples.inputs.items()}
+        else:
+            grey = pixels.shape[1] == 1
+            arrays[f"{prefix}_images"] = pixels[:, 0] if grey else pixels.transpose(0, 2, 3, 1)
         arrays[f"{prefix}_labels"] = examples.targets
         arrays[f"{prefix}_patients"] = names[examples.units]
     buffer = io.BytesIO()

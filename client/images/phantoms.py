@@ -7,10 +7,14 @@ same chest. Why this stands in `client`: docs/decisions/0001-phantoms-live-with-
 """
 
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from client.images.phantom_scanner import Scanner, pixel_centres, scan
+
+__all__ = ["Scanner"]
 
 CLASSES: Final = ("normal", "opacity")
 MAX_IMAGES_PER_PATIENT: Final = 4
@@ -21,37 +25,6 @@ _Floats = NDArray[np.float32]
 _IMAGES_SHARES: Final = (0.45, 0.30, 0.15, 0.10)  # patients with 1, 2, 3, 4 images
 _TEXTURE_NODES: Final = 14
 _PIXELS_AT_ONCE: Final = 1 << 17  # keeps the temporary arrays in the processor's cache
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scanner:
-    """What one hospital's machine does to every film."""
-
-    contrast: float
-    """Factor on the densities around mid-grey."""
-    brightness: float
-    """Added to every density; the film's full range is 1."""
-    gamma: float
-    """Exponent of the film's characteristic curve."""
-    noise: float
-    """Standard deviation of the noise of a mid-grey pixel; the film's full range is 1."""
-    blur: float
-    """Standard deviation of the point spread in coordinate units (a film is 2 wide)."""
-    vignetting: float
-    """Share of brightness lost in the corners."""
-
-    @classmethod
-    def of_hospital(cls, hospital: int) -> Self:
-        """The scanner of a hospital: always the same one, and far from those of its neighbours in number.
-
-        Each setting steps through its range by the square root of a prime (a Kronecker sequence), which
-        spreads any run of hospitals evenly where random draws would leave twins.
-        """
-        shares = [(0.5 + hospital * prime**0.5) % 1 for prime in (2, 3, 5, 7, 11, 13)]
-        ranges = ((0.85, 1.2), (-0.06, 0.06), (0.8, 1.3), (0.015, 0.05), (0.012, 0.045), (0.0, 0.3))
-        values = [low + share * (high - low) for share, (low, high) in zip(shares, ranges, strict=True)]
-        names = ("contrast", "brightness", "gamma", "noise", "blur", "vignetting")
-        return cls(**dict(zip(names, values, strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +43,9 @@ class PhantomSet:
     """(images, MAX_OPACITIES, 4): left, top, right, bottom in pixels, ends excluded; zeros where none is."""
     scanner: Scanner
     """The machine that took the images."""
+    days: tuple[int, ...] | None = None
+    """Day of each image since the patient's first; None where the images of a patient have no order."""
+    classes: tuple[str, ...] = CLASSES
 
 
 def hospital_phantoms(
@@ -91,30 +67,46 @@ def hospital_phantoms(
     people, poses, grain = (np.random.default_rng((seed, hospital, stream)) for stream in range(3))
 
     is_positive = people.permutation(num_patients) < round(prevalence * num_patients)
-    anatomy = _draw_anatomy(people, is_positive)
+    anatomy = draw_anatomy(people, is_positive)
     num_images = people.choice(MAX_IMAGES_PER_PATIENT, size=num_patients, p=_IMAGES_SHARES) + 1
     patient_of = np.repeat(np.arange(num_patients), num_images)
-    pose = _draw_poses(poses, len(patient_of))
+    pose = draw_poses(poses, len(patient_of))
     scanner = Scanner.of_hospital(hospital)
 
-    images = np.empty((len(patient_of), image_size, image_size), np.uint8)
-    step = max(1, _PIXELS_AT_ONCE // image_size**2)
-    for start in range(0, len(images), step):
-        rows = slice(start, start + step)
-        chests = {name: values[patient_of[rows]] for name, values in anatomy.items()}
-        films = _densities(chests, {name: values[rows] for name, values in pose.items()}, image_size)
-        images[rows] = _scan(films, scanner, grain)
+    chests = {name: values[patient_of] for name, values in anatomy.items()}
     return PhantomSet(
-        images=images,
+        images=take_films(chests, pose, scanner, image_size=image_size, grain=grain),
         labels=is_positive[patient_of].astype(np.int64),
         patients=tuple(f"phantom-h{hospital}-p{patient:04d}" for patient in patient_of),
         site=f"phantom-hospital-{hospital}",
-        opacity_boxes=_opacity_boxes({k: v[patient_of] for k, v in anatomy.items()}, pose, image_size),
+        opacity_boxes=opacity_boxes(chests, pose, image_size),
         scanner=scanner,
     )
 
 
-def _draw_anatomy(rng: np.random.Generator, is_positive: NDArray[np.bool_]) -> dict[str, _Floats]:
+def take_films(
+    chests: dict[str, _Floats],
+    pose: dict[str, _Floats],
+    scanner: Scanner,
+    *,
+    image_size: int,
+    grain: np.random.Generator,
+) -> NDArray[np.uint8]:
+    """(images, size, size): each row of `chests`, in its pose, through the scanner."""
+    images = np.empty((len(pose["zoom"]), image_size, image_size), np.uint8)
+    step = max(1, _PIXELS_AT_ONCE // image_size**2)
+    for start in range(0, len(images), step):
+        rows = slice(start, start + step)
+        films = _densities(
+            {name: values[rows] for name, values in chests.items()},
+            {name: values[rows] for name, values in pose.items()},
+            image_size,
+        )
+        images[rows] = scan(films, scanner, grain)
+    return images
+
+
+def draw_anatomy(rng: np.random.Generator, is_positive: NDArray[np.bool_]) -> dict[str, _Floats]:
     """Shape of each patient's chest and its opacities: (patients,), opacities (patients, MAX_OPACITIES)."""
     patients = len(is_positive)
 
@@ -156,7 +148,7 @@ def _draw_anatomy(rng: np.random.Generator, is_positive: NDArray[np.bool_]) -> d
     }
 
 
-def _draw_poses(rng: np.random.Generator, images: int) -> dict[str, _Floats]:
+def draw_poses(rng: np.random.Generator, images: int) -> dict[str, _Floats]:
     """How the patient stood and was exposed in each image: (images,)."""
     spreads = {
         "shift_x": (0.0, 0.06),
@@ -182,8 +174,8 @@ def _densities(chests: dict[str, _Floats], pose: dict[str, _Floats], size: int) 
     c = {name: values[:, None, None] for name, values in chests.items() if values.ndim == 1}
     p = {name: values[:, None, None] for name, values in pose.items()}
     # y differs by row only; functions of y alone cost one column instead of a picture.
-    y = (_pixel_centres(size)[None, :, None] - p["shift_y"]) / p["zoom"]
-    x = (_pixel_centres(size)[None, None, :] - p["shift_x"]) / p["zoom"] + p["tilt"] * y
+    y = (pixel_centres(size)[None, :, None] - p["shift_y"]) / p["zoom"]
+    x = (pixel_centres(size)[None, None, :] - p["shift_x"]) / p["zoom"] + p["tilt"] * y
     side = np.sign(x)
     across = np.abs(x) * (1 + c["asymmetry"] * side)
 
@@ -237,11 +229,6 @@ def _clouds(chests: dict[str, _Floats], *, x: _Floats, y: _Floats) -> _Floats:
     return clouds
 
 
-def _pixel_centres(size: int) -> _Floats:
-    """Coordinates of the pixels of one row, (size,)."""
-    return ((np.arange(size) + 0.5) * (2 / size) - 1).astype(np.float32)
-
-
 def _texture(nodes: _Floats, *, x: _Floats, y: _Floats) -> _Floats:
     """Smooth random field of each patient: (images, nodes, nodes) seen at x and y (images, size)."""
     places = np.linspace(-1, 1, _TEXTURE_NODES, dtype=np.float32)
@@ -256,26 +243,7 @@ def _texture(nodes: _Floats, *, x: _Floats, y: _Floats) -> _Floats:
     return field.astype(np.float32, copy=False)
 
 
-def _scan(densities: _Floats, scanner: Scanner, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """What the scanner makes of the densities (images, size, size): grey values 0 to 255."""
-    size = densities.shape[-1]
-    centres = _pixel_centres(size)
-    steps = (centres[:, None] - centres) / np.float32(scanner.blur)
-    spread = np.exp(-(steps**2) / 2)
-    spread /= spread.sum(axis=0)
-    film = spread.T @ densities @ spread  # a Gaussian is separable: two small matrix products
-    film = np.clip(0.5 + scanner.contrast * (film - 0.5) + scanner.brightness, 0, 1).astype(np.float32)
-    np.power(film, np.float32(scanner.gamma), out=film)
-    film *= 1 - np.float32(scanner.vignetting / 2) * (centres[:, None] ** 2 + centres**2)
-    # Dense tissue lets few photons through, so bright pixels are the noisy ones.
-    noise = rng.standard_normal(film.shape, dtype=np.float32)
-    film += noise * (np.float32(scanner.noise) * (0.5 + film))
-    film *= 255
-    grey: NDArray[np.uint8] = np.clip(np.rint(film), 0, 255).astype(np.uint8)
-    return grey
-
-
-def _opacity_boxes(chests: dict[str, _Floats], pose: dict[str, _Floats], size: int) -> NDArray[np.int64]:
+def opacity_boxes(chests: dict[str, _Floats], pose: dict[str, _Floats], size: int) -> NDArray[np.int64]:
     """Boxes around the opacities in pixels, (images, MAX_OPACITIES, 4), to where they fade to a third."""
     p = {name: values[:, None] for name, values in pose.items()}
     x = chests["opacity_x"] - p["tilt"] * chests["opacity_y"]

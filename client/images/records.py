@@ -38,6 +38,8 @@ class SkipReason(StrEnum):
     BLANK_PATIENT = "blank-patient"
     UNKNOWN_SPLIT = "unknown-split"
     LISTED_TWICE = "listed-twice"
+    UNKNOWN_TIME = "unknown-time"
+    SINGLE_VISIT = "single-visit"
     OTHER_FILE = "other-file"
     NO_UNITS = "other-units"
     GREY = "grey-for-colour"
@@ -48,7 +50,7 @@ class SkipReason(StrEnum):
     @property
     def counts(self) -> bool:
         """Whether it counts against `data.max-skipped-share`: a file that never was an image does not."""
-        return self not in (SkipReason.OTHER_FILE, SkipReason.NO_PIXELS)
+        return self not in (SkipReason.OTHER_FILE, SkipReason.NO_PIXELS, SkipReason.SINGLE_VISIT)
 
     @property
     def remedy(self) -> str:
@@ -77,6 +79,8 @@ _REMEDIES = {
     SkipReason.BLANK_PATIENT: "whose image it is stands nowhere: fill in the patient column",
     SkipReason.UNKNOWN_SPLIT: "the split is none of train, validation, test: correct it",
     SkipReason.LISTED_TWICE: "the file stands in the table already: keep one row for each image",
+    SkipReason.UNKNOWN_TIME: "when it was taken is not known: write 2024-01-31, or a number of days",
+    SkipReason.SINGLE_VISIT: "the patient's only visit: nothing came after it that could be foretold",
     SkipReason.OTHER_FILE: "not an image: nothing to do",
     SkipReason.NO_UNITS: "the model's window asks for Hounsfield units (or for more than 8 bits), which this "
     "file does not state: use the scanner's DICOM files, not exported pictures",

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from common.errors import DataError
 
-Role = Literal["path", "label", "patient", "split", "frame", "volume"]
+Role = Literal["path", "label", "patient", "split", "frame", "volume", "time"]
 USUAL_NAMES: Final[dict[Role, tuple[str, ...]]] = {
     "path": (
         "path",
@@ -27,6 +27,20 @@ USUAL_NAMES: Final[dict[Role, tuple[str, ...]]] = {
     "split": ("split", "set", "fold", "subset", "partition"),
     "frame": ("frame", "slice", "framenumber", "slicenumber", "frameno", "sliceno"),
     "volume": ("volume", "volumenumber"),
+    "time": (
+        "offset",
+        "days",
+        "day",
+        "studydate",
+        "acquisitiondate",
+        "examdate",
+        "visitdate",
+        "date",
+        "time",
+        "visit",
+        "visitnumber",
+        "order",
+    ),
 }
 """Column names in order of preference, without regard to case, spaces and punctuation."""
 SUFFIXES: Final = (".csv", ".tsv")
@@ -49,9 +63,9 @@ class Table:
         A found column that is blank throughout plays no role. Raises DataError when the configured one is
         not there.
         """
-        by_plain = {_plain(column): column for column in reversed(self.columns)}
+        by_plain = {plain_name(column): column for column in reversed(self.columns)}
         if configured:
-            column = configured if configured in self.columns else by_plain.get(_plain(configured))
+            column = configured if configured in self.columns else by_plain.get(plain_name(configured))
             if column is None:
                 raise DataError(
                     f"{self.path.name} has no column {configured}",
@@ -139,5 +153,21 @@ def _check_header(path: Path, names: Sequence[str]) -> None:
         )
 
 
-def _plain(name: str) -> str:
+def usual_column(role: Role, columns: Sequence[str], configured: str = "") -> str | None:
+    """Likewise among the names of columns that are no table's. Raises DataError."""
+    by_plain = {plain_name(column): column for column in reversed(columns)}
+    if configured:
+        column = configured if configured in columns else by_plain.get(plain_name(configured))
+        if column is None:
+            raise DataError(
+                f"the data have no column {configured}",
+                why=f"their columns are {', '.join(columns) or 'none'}",
+                fix=f"set data.{role}-column (--{role}-column) to one of them",
+            )
+        return column
+    return next((by_plain[name] for name in USUAL_NAMES[role] if name in by_plain), None)
+
+
+def plain_name(name: str) -> str:
+    """A column's name without regard to case, spaces and punctuation."""
     return "".join(character for character in name.casefold() if character.isalnum())

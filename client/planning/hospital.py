@@ -174,6 +174,7 @@ def behind_these_patients(hospital: HospitalFolder, study: PublicPlan) -> tuple[
         cache_folder=hospital.path / (config.site.cache or "cache"),
         split_key=split_key(ledger.site_key),
         task=study.data.task,
+        form=study.data.series_form,
     )
     by = config.policy.composition
     histories = ledger.histories(ledger.cohort(images.train.unit_ids), composition=by)

@@ -18,7 +18,7 @@ def sentences(report: PlanReport) -> Iterator[str]:
         f"{config.hospital.name}: your {config.hospital.enrolled_patients} {hospital.unit}s, sampling "
         f"rate {knobs.sampling_rate:g}, {federation.rounds} rounds of {knobs.local_steps} step(s), clip "
         f"{knobs.l2_clip_norm:g}, model {hospital.study.model.name} ({report.num_parameters} weights) on "
-        f"{data.image_size} px."
+        f"{data.image_size} px{f', {data.series_form.words}' if data.series_form.is_series else ''}."
     )
     yield f"The study is that of {hospital.study_from}. Ledger: {hospital.ledger}."
     if hospital.unit == "image":

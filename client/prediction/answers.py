@@ -80,6 +80,9 @@ def answers(
 
     Raises ModelError where heat is asked of a model without maps.
     """
+    if stored.form.is_series:
+        yield from _answered_series(stored, inputs, max_pixels, without, with_pictures, with_heat is not None)
+        return
     block = _ROWS_PER_CORE * len(os.sched_getaffinity(0))
     for start in range(0, len(inputs), block):
         part = inputs[start : start + block]
@@ -160,6 +163,40 @@ def _answered(
                 heat=None if heat is None else heat[place],
                 explained="" if heat is None else stored.task.classes[explained[place]],
             )
+
+
+def _answered_series(
+    stored: StoredModel,
+    inputs: Sequence[Input],
+    max_pixels: int,
+    without: frozenset[Rule],
+    with_pictures: bool,
+    with_heat: bool,
+) -> Iterator[Answer]:
+    from client.prediction.series_answers import NotAnswered, refuse_heat, series_said
+    from client.prediction.series_inputs import SeriesInput
+
+    if with_heat:
+        refuse_heat(stored)
+    series = [one for one in inputs if isinstance(one, SeriesInput)]
+    told = series_said(stored, series, max_pixels=max_pixels, without=without)
+    for asked, outcome in zip(series, told, strict=True):
+        if isinstance(outcome, NotAnswered):
+            yield _refused(asked, outcome.reason, outcome.words)
+            continue
+        said, picture = outcome
+        if not np.isfinite(said).all():
+            yield _refused(asked, "no-number", "the model's answer is no number: it diverged")
+            continue
+        decided = decisions(stored.task, said[None], threshold=stored.threshold, thresholds=stored.thresholds)
+        yield Answer(
+            name=asked.name,
+            probabilities=dict(zip(stored.task.classes, said.tolist(), strict=True)),
+            decision=decided[0],
+            observed=_observed(stored.description, said),
+            calibrated=_calibrated(stored, said),
+            picture=_shown(picture) if with_pictures else None,
+        )
 
 
 def _heat(

@@ -23,6 +23,7 @@ def passport(stored: StoredModel) -> list[tuple[str, str]]:
         ("Trained on", _data(data, hospitals)),
         ("Classes", ", ".join(stored.task.classes)),
         ("Sees", f"{prepared.image_size} x {prepared.image_size} pixels, {_colours(prepared.channels)}"),
+        *([("Answers about", stored.form.words)] if stored.form.is_series else []),
         ("Privacy", _privacy(description.get("privacy") or {}, hospitals)),
         ("Test patients", _scores(result.get("test") or {})),
         ("Validation patients, noised counts", _scores(result.get("validation") or {})),

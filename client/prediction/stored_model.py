@@ -12,8 +12,9 @@ from common.errors import ConfigError, FederationError, ModelError
 from common.files import manifest_problem
 from common.preprocessing import Preprocessing
 from common.recalibration import require_map
+from common.series_form import SINGLE_IMAGES, SeriesForm
 from common.settings import parse
-from common.task_kinds import CLASSIFICATION
+from common.task_kinds import ONE_CLASS_EACH
 from common.tasks import Task, make_task
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class StoredModel:
     """What model.json says."""
     result: Mapping[str, Any]
     """What result.json says; empty where a hospital keeps none."""
+    form: SeriesForm = SINGLE_IMAGES
+    """What one question is: a picture, or a series of them."""
 
     @property
     def run_id(self) -> str:
@@ -95,10 +98,13 @@ def _stored(folder: Path, description: Mapping[str, Any]) -> StoredModel:
     wanted = (preprocessing.channels, preprocessing.image_size, task.num_outputs)
     if wanted != (spec.channels, spec.image_size, spec.num_outputs):
         raise ValueError("the network, its preprocessing and its classes do not belong together")
+    form = SeriesForm(**description["series"]) if "series" in description else SINGLE_IMAGES
+    if form.steps != spec.steps:
+        raise ValueError(f"the network takes {spec.steps} steps, model.json says {form.steps}")
     point = description.get("operating_point")
     threshold = None if point is None else float(point["threshold"])
     if threshold is not None and not (
-        0 <= threshold <= 1 and task.name == CLASSIFICATION and len(task.classes) == 2
+        0 <= threshold <= 1 and task.name in ONE_CLASS_EACH and len(task.classes) == 2
     ):
         raise ValueError(f"operating point {threshold} of {len(task.classes)} classes")
     require_map(description.get("recalibration"))
@@ -111,6 +117,7 @@ def _stored(folder: Path, description: Mapping[str, Any]) -> StoredModel:
         threshold=threshold,
         description=description,
         result=result,
+        form=form,
     )
 
 

@@ -58,6 +58,7 @@ def look_at_images(folder: HospitalFolder, enrolment: Enrolment | None, *, watch
     return check_images(
         config.data,
         **_as_planned(folder, enrolment),
+        form=(enrolment.plan if enrolment else _NOT_PLANNED).data.series_form,
         cache_folder=folder.path / (config.site.cache or "cache"),
         split_key=_split_key(folder),
         watch=watch,

@@ -3,8 +3,11 @@
 No patient is looked at.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from client.features import on_features
 from client.self_test.setup import Setup
@@ -18,6 +21,7 @@ from common.models.registry import build_model, initial_parameters, load_paramet
 from common.preprocessing import Preprocessing
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import SecureRandomness
+from common.series import IMAGE, PRESENT, YEARS
 from common.tasks import task_of
 
 MOST_UNITS = 256
@@ -54,9 +58,13 @@ def dry_self_test(plan: PublicPlan, *, enrolled_patients: int, device: torch.dev
 def _random_examples(plan: PublicPlan, *, units: int) -> Examples:
     data, task = plan.data, task_of(plan)
     random = np.random.default_rng(0)
-    shape = (units, data.channels, data.image_size, data.image_size)
+    picture = (data.channels, data.image_size, data.image_size)
+    shape = (units, data.steps, *picture) if data.series_form.is_series else (units, *picture)
+    inputs: dict[str, NDArray[Any]] = {IMAGE: random.integers(0, 256, shape, dtype=np.uint8)}
+    if data.series_form.is_series:  # the longest: they take the most time
+        inputs |= {PRESENT: np.ones(shape[:2], np.float32), YEARS: np.ones(shape[:2], np.float32)}
     return Examples(
-        inputs={"image": random.integers(0, 256, shape, dtype=np.uint8)},
+        inputs=inputs,
         targets=random.integers(0, task.target_values, (units, *task.target_shape), dtype=np.int64),
         units=np.arange(units, dtype=np.int64),
         unit_ids=tuple(f"random {number}" for number in range(units)),

@@ -29,6 +29,7 @@ from common.parameters import Parameters
 from common.preprocessing import Preprocessing
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import ReproducibleRandomness
+from common.series import IMAGE, PRESENT, row_shape, select
 from common.tasks import Task, task_of
 
 FEW_ROWS = 2
@@ -149,7 +150,7 @@ class Probe:
             stream=randomness.stream(purpose="sampling", round_number=1, step=0),
         )
         unit_of_row = torch.tensor(units)[torch.from_numpy(segments)].to(setup.device)
-        shape = tuple(examples.inputs["image"].shape[1:])
+        shape = row_shape(examples.inputs)
         most = rows_per_chunk(
             self.model,
             shape,
@@ -206,7 +207,7 @@ def few_units(setup: Setup) -> Examples:
     rows = [examples.unit_rows.of(unit)[: most if place == 0 else 1] for place, unit in enumerate(chosen)]
     numbers = np.concatenate([np.empty(0, np.int64), *rows])
     return Examples(
-        inputs={"image": np.ascontiguousarray(examples.inputs["image"][numbers])},
+        inputs=select(examples.inputs, numbers),
         targets=examples.targets[numbers],
         units=np.repeat(np.arange(len(rows), dtype=np.int64), [len(each) for each in rows]),
         unit_ids=tuple(f"self-test {number}" for number in range(len(rows))),
@@ -214,17 +215,20 @@ def few_units(setup: Setup) -> Examples:
 
 
 def _with_extremes(own: Examples) -> Examples:
-    shape = own.inputs["image"].shape[1:]
+    shape = own.inputs[IMAGE].shape[1:]
     generator = np.random.default_rng(secrets.randbits(64))
-    rare = (
-        own.inputs["image"][:1] if own.num_rows else generator.integers(0, 256, (1, *shape), dtype=np.uint8)
-    )
+    rare = own.inputs[IMAGE][:1] if own.num_rows else generator.integers(0, 256, (1, *shape), dtype=np.uint8)
     contrast = 255 * generator.integers(0, 2, (1, *shape), dtype=np.uint8)
     extremes = [rare, np.zeros((1, *shape), np.uint8), contrast]
+    inputs = {IMAGE: np.concatenate([own.inputs[IMAGE], *extremes])}
+    for name in own.inputs.keys() - {IMAGE}:  # of series, which are as long as can be
+        values = np.ones if name == PRESENT else np.zeros
+        added = values((len(extremes), *own.inputs[name].shape[1:]), own.inputs[name].dtype)
+        inputs[name] = np.concatenate([own.inputs[name], added])
     one = own.targets[:1] if own.num_rows else np.zeros((1, *own.targets.shape[1:]), np.int64)
     extreme_targets = [1 - one.clip(0, 1), np.zeros_like(one), np.ones_like(one)]
     return Examples(
-        inputs={"image": np.concatenate([own.inputs["image"], *extremes])},
+        inputs=inputs,
         targets=np.concatenate([own.targets, *extreme_targets]).astype(np.int64),
         units=np.concatenate([own.units, own.num_units + np.arange(len(extremes))]),
         unit_ids=(*own.unit_ids, *(f"extreme {number}" for number in range(len(extremes)))),

@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.examples import Examples, UnitRows
+from common.models.over_steps import steps_by_layer
+from common.models.private_layers import StandardisedConv2d
 from common.preprocessing import Preprocessing
 from common.privacy.randomness import RandomnessSource, Stream
+from common.series import model_input, select
 
 CHUNK_BYTES = 256 * 2**20
 """Per-row gradients and activations of what is computed at once stay below about this."""
@@ -132,7 +135,12 @@ def bytes_per_row(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    gradients = sum(p.numel() for p in model.parameters() if p.dim() > 2 and p.numel() < 2**18)
+    gradients = sum(
+        steps * p.numel()
+        for layer, steps in steps_by_layer(model).items()
+        for p in layer.parameters(recurse=False)
+        if p.dim() > 2 and (p.numel() < 2**18 or isinstance(layer, StandardisedConv2d))
+    )
     return 4 * (gradients + 2 * sum(outputs))
 
 
@@ -166,11 +174,11 @@ def input_tensor(
     device: torch.device,
     filled_to: int = 0,
 ) -> Tensor:
-    """Images of `rows` as float32 (rows, channels, height, width), standardised, contiguous.
+    """Images of `rows` as float32 (rows, channels, height, width), or series (`common.series`), standardised.
 
     With `filled_to` followed by zeros up to that many rows; raises ValueError if there are more already.
     """
-    images = torch.from_numpy(np.ascontiguousarray(preprocessing.standardise(examples.inputs["image"][rows])))
+    images = torch.from_numpy(model_input(select(examples.inputs, rows), preprocessing=preprocessing))
     return filled(images, filled_to or len(rows)).to(device)
 
 

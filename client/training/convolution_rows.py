@@ -20,8 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from client.training.row_gradients import DenseRows, ProductRows, RowGradients, cut
-from common.privacy.noise import MOST_POSITIONS
+from client.training.row_gradients import DenseRows, ProductRows, RowGradients, cut, worth_products
 
 Way = Literal["positions", "bands", "taps", "single", "product"]
 WAYS: tuple[Way, ...] = ("positions", "bands", "taps", "single", "product")
@@ -43,9 +42,13 @@ class Geometry:
     """Zeros in front of each dimension."""
     after: tuple[int, ...]
     """Zeros behind each dimension."""
+    steps: int = 1
+    """Consecutive rows that are one record's; their gradients are added up."""
+    formed: bool = False
+    """Whether gradients must be formed, because more is done to them."""
 
     @classmethod
-    def of(cls, layer: Convolution) -> "Geometry":
+    def of(cls, layer: Convolution, *, steps: int = 1, formed: bool = False) -> "Geometry":
         """Geometry of a layer that pads with zeros."""
         taps = range(len(layer.kernel_size))
         if layer.padding == "same":
@@ -65,6 +68,8 @@ class Geometry:
             dilation=tuple(layer.dilation),
             before=before,
             after=after,
+            steps=steps,
+            formed=formed,
         )
 
     @property
@@ -77,18 +82,23 @@ class Geometry:
 
 
 def weight_rows(way: Way, inputs: Tensor, gradient: Tensor, geometry: Geometry) -> RowGradients:
-    """Weight gradients of all rows: inputs (rows, in channels, ...), gradient (rows, out channels, ...)."""
-    return _WAYS[way](inputs, gradient, geometry)
+    """Weight gradients of all records: inputs (rows, in channels, ...), gradient (rows, out channels, ...).
+
+    There are rows / geometry.steps records.
+    """
+    return _WAYS[way](inputs, gradient, geometry).merged(geometry.steps)
 
 
 def possible_ways(inputs: Tensor, gradient: Tensor, geometry: Geometry) -> tuple[Way, ...]:
     """The ways worth trying for these shapes, by a rough count of work; the first is the usual one."""
-    rows, positions = len(gradient), gradient[0, 0].numel()
+    positions = gradient[0, 0].numel()
+    records, of_record = len(gradient) // geometry.steps, geometry.steps * positions
     weights = geometry.out_channels * geometry.taps
     few_channels = geometry.in_channels // geometry.groups <= 4
     by_positions: Way = "bands" if has_bands(geometry) else "positions"
     usual: Way = "taps" if few_channels else by_positions
-    if geometry.groups == 1 and 4 * positions**2 <= weights and rows * positions <= MOST_POSITIONS:
+    left_unformed = geometry.groups == 1 and not geometry.formed
+    if left_unformed and worth_products(records=records, positions=of_record, weights=weights):
         return ("product", by_positions)
     if positions >= 1024 and not few_channels:
         return (usual, "single")

@@ -21,25 +21,29 @@ channels-last order (Opacus unfolds what follows wrongly), modules wrapped twice
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from opacus.grad_sample import GradSampleModule, GradSampleModuleNoOp
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import SGD, Adam, RMSprop
 
 from client.training.adam_bc import AdamBC, noise_variance
 from client.training.patient_optimizer import PatientDPOptimizer
+from client.training.records_apart import named, own, probe_records, trains
 from common.errors import GuardError
-from common.models.private_layers import refuse_batch_norm
+from common.models.private_layers import StandardisedConv2d, refuse_batch_norm
+from common.models.recurrence import Recurrence
 from common.privacy.plan import PrivacyPlan
 from common.tasks import Task
 
-TRAINABLE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.GroupNorm, nn.LayerNorm)
+TRAINABLE_LAYERS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.GroupNorm, nn.LayerNorm),
+    *(Recurrence, StandardisedConv2d),
+)
 """Exact types whose per-row gradients are checked against plain autograd in our tests."""
 OPTIMIZERS = (SGD, Adam, RMSprop, AdamBC)
 """Exact types that see nothing but the noised gradient, public numbers and their own past."""
@@ -51,14 +55,6 @@ class _Rule:
     breaks: Callable[[nn.Module], bool]
     why: str
     fix: str
-
-
-def _own(layer: nn.Module) -> list[nn.Parameter]:
-    return list(layer.parameters(recurse=False))
-
-
-def _trains(layer: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in _own(layer))
 
 
 _RULES = (
@@ -74,7 +70,7 @@ _RULES = (
     ),
     _Rule(
         "these layers have no verified per-row gradient",
-        lambda layer: _trains(layer) and type(layer) not in TRAINABLE_LAYERS,
+        lambda layer: trains(layer) and type(layer) not in TRAINABLE_LAYERS,
         "Opacus goes by the exact type; a subclass or unknown layer silently takes another path",
         f"use exactly {', '.join(layer.__name__ for layer in TRAINABLE_LAYERS)}",
     ),
@@ -104,13 +100,13 @@ _RULES = (
     ),
     _Rule(
         "these trainable layers have buffers",
-        lambda layer: _trains(layer) and any(True for _ in layer.buffers(recurse=False)),
+        lambda layer: trains(layer) and any(True for _ in layer.buffers(recurse=False)),
         "a buffer can store private data and is neither clipped nor noised",
         "use a layer without buffers",
     ),
     _Rule(
         "these layers have weights in channels-last order",
-        lambda layer: any(not parameter.is_contiguous() for parameter in _own(layer)),
+        lambda layer: any(not parameter.is_contiguous() for parameter in own(layer)),
         "Opacus unfolds the activations that follow from it wrongly",
         "call model.to(memory_format=torch.contiguous_format)",
     ),
@@ -120,15 +116,15 @@ _RULES = (
 def guard_model(model: nn.Module, *, input_shape: tuple[int, ...]) -> None:
     """Raise GuardError or BatchNormError, naming layers, unless every row of a batch is treated alone.
 
-    Looks at the layers, then runs `model` twice on three random rows of `input_shape`. Depends on no patient.
+    Looks at the layers, then runs `model` twice on random records of `input_shape`. Depends on no patient.
     """
     refuse_batch_norm(model)
     for rule in _RULES:
-        broken = [_named(name, layer) for name, layer in model.named_modules() if rule.breaks(layer)]
+        broken = [named(name, layer) for name, layer in model.named_modules() if rule.breaks(layer)]
         if broken:
             raise GuardError(f"{rule.what}: {', '.join(broken)}", why=rule.why, fix=rule.fix)
     _refuse_shared_parameters(model)
-    _probe_model(model, input_shape)
+    probe_records(model, input_shape)
 
 
 _MOST_PROBED_ROWS = 16
@@ -170,7 +166,7 @@ def guard_optimizer(optimizer: Any, model: Any, plan: PrivacyPlan) -> None:
     model: the wrapped one. Meets T1, T2, T3 and T7.
     """
     wrapped: Any = getattr(optimizer, "original_optimizer", None)
-    own = {id(p) for group in getattr(wrapped, "param_groups", ()) for p in group["params"]}
+    held = {id(p) for group in getattr(wrapped, "param_groups", ()) for p in group["params"]}
     variance = noise_variance(plan)
     checks = (
         (
@@ -178,7 +174,7 @@ def guard_optimizer(optimizer: Any, model: Any, plan: PrivacyPlan) -> None:
             "the model does not give our per-row gradients of a summed loss",
         ),
         (
-            all("forward" in layer.__dict__ for layer in getattr(model, "modules", list)() if _trains(layer)),
+            all("forward" in layer.__dict__ for layer in getattr(model, "modules", list)() if trains(layer)),
             "layers of the model compute their gradients summed over the rows",
         ),
         (
@@ -195,7 +191,7 @@ def guard_optimizer(optimizer: Any, model: Any, plan: PrivacyPlan) -> None:
             "the wrapped optimiser takes off other noise than the plan's",
         ),
         (
-            own == {id(parameter) for parameter in model.parameters() if parameter.requires_grad},
+            held == {id(parameter) for parameter in model.parameters() if parameter.requires_grad},
             "the optimiser does not hold exactly the model's trainable parameters",
         ),
         (
@@ -216,10 +212,6 @@ def guard_optimizer(optimizer: Any, model: Any, plan: PrivacyPlan) -> None:
 _LEFTOVERS = ("summed_grad", "grad_sample")
 
 
-def _named(name: str, layer: nn.Module) -> str:
-    return f"{name or 'the model itself'} ({type(layer).__name__})"
-
-
 def _refuse_shared_parameters(model: nn.Module) -> None:
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -230,49 +222,4 @@ def _refuse_shared_parameters(model: nn.Module) -> None:
             f"these parameters are shared: {', '.join(shared)}",
             why="their gradient arrives in parts, and clipping the parts is not clipping the whole",
             fix="give every layer parameters of its own",
-        )
-
-
-def _probe_model(model: nn.Module, input_shape: tuple[int, ...]) -> None:
-    """Run on random rows: rows must not influence each other, every trainable layer must run once."""
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(3, *input_shape, generator=generator)
-    changed = rows.clone()
-    changed[2] = 50 * torch.randn(input_shape, generator=generator)
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    calls: Counter[str] = Counter()
-
-    def counter(name: str) -> Callable[..., None]:
-        return lambda *_: calls.update([name])
-
-    layers = {name: layer for name, layer in model.named_modules() if _trains(layer)}
-    handles = [layer.register_forward_hook(counter(name)) for name, layer in layers.items()]
-    try:
-        with torch.no_grad():
-            before: Tensor = model(rows.to(device))
-            uses = dict(calls)
-            after: Tensor = model(changed.to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    misused = [f"{name} ({uses.get(name, 0)} times)" for name in layers if uses.get(name, 0) != 1]
-    if misused:
-        raise GuardError(
-            f"these layers do not run exactly once in a forward: {', '.join(misused)}",
-            why="their per-row gradient would be missing or arrive in parts",
-            fix="use every trainable layer once",
-        )
-    moved = [name for name, buffer in model.named_buffers() if not torch.equal(buffer, buffers[name])]
-    if moved:
-        raise GuardError(
-            f"these buffers change when the model runs: {', '.join(moved)}",
-            why="they would store private data that is neither clipped nor noised",
-            fix="use layers without running statistics",
-        )
-    if len(before) != 3 or not torch.allclose(before[:2], after[:2], rtol=1e-5, atol=1e-6):
-        raise GuardError(
-            "the model's output for one record depends on another record of the batch",
-            why="clipping one record's gradient then does not bound its influence (trap T4)",
-            fix="use layers that treat every record alone, for example GroupNorm",
         )

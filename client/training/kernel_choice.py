@@ -39,7 +39,7 @@ def _fastest(ways: list[Way], inputs: Tensor, gradient: Tensor, geometry: Geomet
         return torch.empty_like(values).copy_(torch.randn(values.shape, generator=generator))
 
     images, outputs = random_like(inputs), random_like(gradient)
-    rows = len(images)
+    rows = len(images) // geometry.steps
     total = torch.zeros(geometry.out_channels * geometry.taps, dtype=torch.float64, device=inputs.device)
     shape = (geometry.out_channels, geometry.in_channels // geometry.groups, *geometry.kernel)
     units = Units.of(torch.arange(rows, device=inputs.device), rows, rows=rows)

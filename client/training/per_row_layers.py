@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from client.training.convolution_rows import Geometry, pad, rows_at_a_time, weight_rows
 from client.training.kernel_choice import way_of
-from client.training.row_gradients import DenseRows, ProductRows, cut
+from client.training.recurrence_rows import recurrence
+from client.training.row_gradients import DenseRows, ProductRows, cut, keep, worth_products
+from client.training.standardised_rows import kernels_of, of_weights
+from common.models.over_steps import steps_by_layer
+from common.models.private_layers import StandardisedConv2d
+from common.models.recurrence import Recurrence
 
 Context = Any
 """What autograd keeps between forward and backward; torch has no type for it."""
@@ -29,9 +34,9 @@ def with_row_gradients(model: nn.Module, *, fixed_kernels: bool) -> Iterator[Non
     """
     patched = []
     try:
-        for layer in model.modules():
+        for layer, steps in steps_by_layer(model).items():
             if any(parameter.requires_grad for parameter in layer.parameters(recurse=False)):
-                layer.forward = _forward_of(layer, fixed_kernels)
+                layer.forward = _forward_of(layer, steps, fixed_kernels)
                 patched.append(layer)
         yield
     finally:
@@ -39,22 +44,20 @@ def with_row_gradients(model: nn.Module, *, fixed_kernels: bool) -> Iterator[Non
             layer.__dict__.pop("forward", None)
 
 
-def _forward_of(layer: nn.Module, fixed: bool) -> Callable[[Tensor], Tensor]:
-    """The forward pass of one of `client.training.guard.TRAINABLE_LAYERS`; raises TypeError for others."""
+def _forward_of(layer: nn.Module, steps: int, fixed: bool) -> Callable[..., Tensor]:
+    """The forward pass of one of `client.training.guard.TRAINABLE_LAYERS`; raises TypeError for others.
+
+    steps: consecutive inputs of the layer that are one record's; their gradients are added up.
+    """
+    if isinstance(layer, Recurrence) and steps == 1:
+        return lambda inputs, real: recurrence(layer, inputs, real)
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        geometry = Geometry.of(layer)
+        geometry = Geometry.of(layer, steps=steps, formed=isinstance(layer, StandardisedConv2d))
         return lambda inputs: _Convolution.apply(inputs, layer.weight, layer.bias, layer, geometry, fixed)
     for kind, function in ((nn.Linear, _Linear), (nn.GroupNorm, _GroupNorm), (nn.LayerNorm, _LayerNorm)):
         if isinstance(layer, kind):
-            return lambda inputs: function.apply(inputs, layer.weight, layer.bias, layer)
+            return lambda inputs: function.apply(inputs, layer.weight, layer.bias, layer, steps)
     raise TypeError(f"{type(layer).__name__} has no row gradients")
-
-
-def _keep(parameter: Any, rows: Callable[[], Any]) -> None:
-    if parameter is not None and parameter.requires_grad:
-        earlier = getattr(parameter, "grad_sample", None)
-        # A second gradient for the same rows: neither is the row's, and the optimiser refuses what is here.
-        parameter.grad_sample = rows() if earlier is None else [earlier, "more"]
 
 
 def _channels_last(values: Tensor) -> Tensor:
@@ -91,7 +94,7 @@ class _Convolution(torch.autograd.Function):
         geometry: Geometry,
         fixed: bool,
     ) -> Tensor:
-        inputs, ordered = _channels_last(inputs), _channels_last(weight.detach())
+        inputs, ordered = _channels_last(inputs), _channels_last(kernels_of(layer, weight.detach()))
         ctx.save_for_backward(inputs, ordered)
         ctx.layer, ctx.geometry, ctx.fixed = layer, geometry, fixed
         outputs: Tensor = layer._conv_forward(inputs, ordered, None if bias is None else bias.detach())
@@ -102,8 +105,9 @@ class _Convolution(torch.autograd.Function):
         (inputs, weight), geometry = ctx.saved_tensors, ctx.geometry
         gradient = _channels_last(gradient)
         way = way_of(inputs, gradient, geometry, fixed=ctx.fixed)
-        _keep(ctx.layer.weight, lambda: weight_rows(way, inputs, gradient, geometry))
-        _keep(ctx.layer.bias, lambda: DenseRows(gradient.sum(tuple(range(2, gradient.dim())))))
+        keep(ctx.layer.weight, lambda: of_weights(ctx.layer, weight_rows(way, inputs, gradient, geometry)))
+        space = tuple(range(2, gradient.dim()))
+        keep(ctx.layer.bias, lambda: DenseRows(gradient.sum(space)).merged(geometry.steps))
         towards = _towards_inputs(inputs, gradient, weight, geometry) if ctx.needs_input_grad[0] else None
         return towards, None, None, None, None, None
 
@@ -133,38 +137,41 @@ def _towards_inputs(inputs: Tensor, gradient: Tensor, weight: Tensor, geometry: 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Context, inputs: Tensor, weight: Tensor, bias: Tensor | None, layer: Any) -> Tensor:
+    def forward(
+        ctx: Context, inputs: Tensor, weight: Tensor, bias: Tensor | None, layer: Any, steps: int
+    ) -> Tensor:
         ctx.save_for_backward(inputs, weight.detach())
-        ctx.layer = layer
+        ctx.layer, ctx.steps = layer, steps
         return nn.functional.linear(inputs, weight.detach(), None if bias is None else bias.detach())
 
     @staticmethod
     def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight = ctx.saved_tensors
-        rows = len(inputs)
-        left = gradient.reshape(rows, -1, gradient.shape[-1])
-        right = inputs.reshape(rows, -1, inputs.shape[-1])
+        records = len(inputs) // ctx.steps
+        left = gradient.reshape(records, -1, gradient.shape[-1])
+        right = inputs.reshape(records, -1, inputs.shape[-1])
 
         def of_weight() -> DenseRows | ProductRows:
-            if left.shape[1] == 1:
+            positions = left.shape[1]
+            if positions == 1 or worth_products(records=records, positions=positions, weights=weight.numel()):
                 return ProductRows(left, right)
             return DenseRows(torch.bmm(left.mT, right).flatten(1))
 
-        _keep(ctx.layer.weight, of_weight)
-        _keep(ctx.layer.bias, lambda: DenseRows(left.sum(1)))
-        return gradient.matmul(weight) if ctx.needs_input_grad[0] else None, None, None, None
+        keep(ctx.layer.weight, of_weight)
+        keep(ctx.layer.bias, lambda: DenseRows(left.sum(1)))
+        return gradient.matmul(weight) if ctx.needs_input_grad[0] else None, None, None, None, None
 
 
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Context, inputs: Tensor, weight: Tensor, bias: Tensor, layer: Any) -> Tensor:
+    def forward(ctx: Context, inputs: Tensor, weight: Tensor, bias: Tensor, layer: Any, steps: int) -> Tensor:
         rows, channels = inputs.shape[:2]
         positions = inputs[0, 0].numel()
         outputs, mean, scale = torch.native_group_norm(
             inputs, weight.detach(), bias.detach(), rows, channels, positions, layer.num_groups, layer.eps
         )
         ctx.save_for_backward(inputs, weight.detach(), mean, scale)
-        ctx.layer = layer
+        ctx.layer, ctx.steps = layer, steps
         return outputs
 
     @staticmethod
@@ -185,14 +192,14 @@ class _GroupNorm(torch.autograd.Function):
             centred = products.view(by_group).addcmul_(mean.unsqueeze(2), shifts.view(by_group), value=-1)
             return DenseRows(centred.mul_(scale.unsqueeze(2)).view(rows, channels))
 
-        _keep(ctx.layer.weight, of_weight)
-        _keep(ctx.layer.bias, lambda: DenseRows(shifts))
+        keep(ctx.layer.weight, lambda: of_weight().merged(ctx.steps))
+        keep(ctx.layer.bias, lambda: DenseRows(shifts).merged(ctx.steps))
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None
+            return None, None, None, None, None
         towards = torch.ops.aten.native_group_norm_backward(
             gradient, inputs, mean, scale, weight, rows, channels, positions, groups, [True, False, False]
         )[0]
-        return towards, None, None, None
+        return towards, None, None, None, None
 
 
 def _sums_by_channel(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,7 +217,9 @@ def _sums_by_channel(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Context, inputs: Tensor, weight: Tensor, bias: Tensor | None, layer: Any) -> Tensor:
+    def forward(
+        ctx: Context, inputs: Tensor, weight: Tensor, bias: Tensor | None, layer: Any, steps: int
+    ) -> Tensor:
         outputs, mean, scale = torch.native_layer_norm(
             inputs,
             layer.normalized_shape,
@@ -219,23 +228,23 @@ class _LayerNorm(torch.autograd.Function):
             layer.eps,
         )
         ctx.save_for_backward(inputs, weight.detach(), mean, scale)
-        ctx.layer = layer
+        ctx.layer, ctx.steps = layer, steps
         return outputs
 
     @staticmethod
     def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, mean, scale = ctx.saved_tensors
-        layer, rows = ctx.layer, len(inputs)
+        layer, records = ctx.layer, len(inputs) // ctx.steps
         width = weight.numel()
         gradient = gradient.contiguous()
-        _keep(
+        keep(
             layer.weight,
-            lambda: DenseRows(((inputs - mean) * scale * gradient).reshape(rows, -1, width).sum(1)),
+            lambda: DenseRows(((inputs - mean) * scale * gradient).reshape(records, -1, width).sum(1)),
         )
-        _keep(layer.bias, lambda: DenseRows(gradient.reshape(rows, -1, width).sum(1)))
+        keep(layer.bias, lambda: DenseRows(gradient.reshape(records, -1, width).sum(1)))
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None
+            return None, None, None, None, None
         towards = torch.ops.aten.native_layer_norm_backward(
             gradient, inputs, layer.normalized_shape, mean, scale, weight, layer.bias, [True, False, False]
         )[0]
-        return towards, None, None, None
+        return towards, None, None, None, None

@@ -54,6 +54,7 @@ from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import RandomnessSource, Stream
 from common.privacy.sampling import poisson_sample
 from common.schedule import learning_rate
+from common.series import row_shape
 from common.tasks import Task
 
 
@@ -82,7 +83,7 @@ def train_privately(
     model.to(device).train()
     # 1. Refuse what would void the guarantee.
     guard_losses(task)
-    guard_model(model, input_shape=tuple(examples.inputs["image"].shape[1:]))
+    guard_model(model, input_shape=row_shape(examples.inputs))
     with private_steps(
         model,
         task,
@@ -90,7 +91,7 @@ def train_privately(
         training=training,
         round_number=round_number,
         num_rounds=num_rounds,
-        input_shape=tuple(examples.inputs["image"].shape[1:]),
+        input_shape=row_shape(examples.inputs),
         randomness=randomness,
     ) as steps:
         guard_optimizer(steps.optimizer, steps.wrapped, plan)

@@ -17,12 +17,12 @@ arXiv 2205.10683, section 3; the sum from the factors, Bu et al., arXiv 2210.000
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from common.privacy.noise import LARGEST_COHERENCE
+from common.privacy.noise import LARGEST_COHERENCE, MOST_POSITIONS
 
 _SUMMED_IN_FLOAT32 = 128
 _BLOCK_VALUES = 2**17
@@ -78,6 +78,9 @@ class RowGradients(Protocol):
     def contents(self) -> Tensor:
         """Everything that norms and sums follow from, (rows, anything)."""
 
+    def merged(self, steps: int) -> "RowGradients":
+        """Of rows / steps records: so many consecutive rows each, their gradients added up."""
+
 
 class DenseRows:
     """The gradients themselves, float32 (rows, n); `arrange` brings n numbers into the parameter's order."""
@@ -102,6 +105,13 @@ class DenseRows:
         """Whether the numbers are in the parameter's order."""
         return self._arrange is None
 
+    def ordered(self) -> Tensor:
+        """The gradients with numbers in the parameter's order."""
+        if self._arrange is None:
+            return self._values
+        order = self._arrange(torch.arange(self.width, device=self._values.device))
+        return self._values.index_select(1, order.reshape(-1))
+
     def zeros(self) -> Tensor:
         """A sum of nobody, float64 (n,)."""
         return torch.zeros(self.width, dtype=torch.float64, device=self._values.device)
@@ -109,6 +119,12 @@ class DenseRows:
     def contents(self) -> Tensor:
         """The gradients."""
         return self._values
+
+    def merged(self, steps: int) -> "DenseRows":
+        """Of records with so many rows each."""
+        if steps == 1:
+            return self
+        return DenseRows(self._values.view(-1, steps, self.width).sum(1), arrange=self._arrange)
 
     def squared_norms(self, units: Units) -> Tensor:
         """Squared norm of each slot's gradient, float64 (rows,)."""
@@ -155,6 +171,14 @@ class ProductRows:
         """Both factors, one after the other."""
         return torch.cat([self._left.flatten(1), self._right.flatten(1)], dim=1)
 
+    def merged(self, steps: int) -> "ProductRows":
+        """Of records with so many rows each: all their positions are those of the record."""
+        if steps == 1:
+            return self
+        positions = steps * self._left.shape[1]
+        left, right = (factor.reshape(-1, positions, factor.shape[2]) for factor in (self._left, self._right))
+        return ProductRows(left, right)
+
     def squared_norms(self, units: Units) -> Tensor:
         """Squared norm of each slot's gradient, float64 (rows,)."""
         left, right = self._left.double(), self._right.double()
@@ -185,6 +209,19 @@ class ProductRows:
         """Add the gradient of each slot times its factor to float64 `total`."""
         left, right = self.clipped_factors(factors, units, broken)
         add_product(total, left, [right])
+
+
+def worth_products(*, records: int, positions: int, weights: int) -> bool:
+    """Whether products of so many positions are better left unformed, and as many as rounding is paid for."""
+    return 4 * positions**2 <= weights and records * positions <= MOST_POSITIONS
+
+
+def keep(parameter: Any, rows: Callable[[], RowGradients]) -> None:
+    """Put row gradients into a parameter's `grad_sample`; only where it is trained are they formed."""
+    if parameter is not None and parameter.requires_grad:
+        earlier = getattr(parameter, "grad_sample", None)
+        # A second gradient for the same rows: neither is the row's, and the optimiser refuses what is here.
+        parameter.grad_sample = rows() if earlier is None else [earlier, "more"]
 
 
 def add_product(total: Tensor, left: Tensor, rights: Sequence[Tensor]) -> None:

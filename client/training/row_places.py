@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.models.series import with_real_steps
 from common.tasks import Task
 
 _FOUND: dict[tuple[object, ...], bool] = {}
@@ -50,7 +51,7 @@ def _tried(
         for parameter in model.parameters():
             scale = parameter[0].numel() ** -0.5
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    inputs = torch.randn((rows, *input_shape), generator=generator).to(device)
+    inputs = with_real_steps(model, torch.randn((rows, *input_shape), generator=generator).to(device))
     targets = torch.randint(2, (rows,), generator=generator).to(device)
 
     def compute(shift: int) -> Tensor:

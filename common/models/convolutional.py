@@ -45,18 +45,18 @@ def softmax(spec: ModelSpec) -> nn.Module:
 
 def cnn1(spec: ModelSpec) -> nn.Module:
     """One block of 16 channels, read on a 7 x 7 grid."""
-    return _read_on_grid(spec, _trunk(spec, [Block(channels=16, pool=2)]), grid=7)
+    return read_on_grid(_trunk(spec, [Block(channels=16, pool=2)]), grid=7, outputs=spec.num_outputs)
 
 
 def cnn2(spec: ModelSpec) -> nn.Module:
     """Two blocks 16/32, read on a 4 x 4 grid."""
     blocks = [Block(channels=16, pool=2), Block(channels=32, pool=2)]
-    return _read_on_grid(spec, _trunk(spec, blocks), grid=4)
+    return read_on_grid(_trunk(spec, blocks), grid=4, outputs=spec.num_outputs)
 
 
 def cnn(spec: ModelSpec) -> nn.Module:
     """Three blocks 32/64/128, read on a 3 x 3 grid."""
-    return _read_on_grid(spec, _trunk(spec, _three_blocks()), grid=3)
+    return read_on_grid(_trunk(spec, _three_blocks()), grid=3, outputs=spec.num_outputs)
 
 
 def cnn_small(spec: ModelSpec) -> nn.Module:
@@ -65,8 +65,13 @@ def cnn_small(spec: ModelSpec) -> nn.Module:
     Few parameters, because the noise of DP-SGD grows with the root of their number; strided from the first
     layer, because a hospital's step costs in proportion to the pixels it looks at.
     """
+    return read_on_grid(small_trunk(spec), grid=3, outputs=spec.num_outputs)
+
+
+def small_trunk(spec: ModelSpec) -> Trunk:
+    """The convolutions of `cnn-small`."""
     blocks = [Block(channels=16, stride=2), Block(channels=32, stride=2), Block(channels=32, stride=2)]
-    return _read_on_grid(spec, _trunk(spec, blocks), grid=3)
+    return _trunk(spec, blocks)
 
 
 def cnn_flatten(spec: ModelSpec) -> nn.Module:
@@ -128,7 +133,7 @@ def _vgg(spec: ModelSpec, convolutions: Sequence[int]) -> nn.Module:
     for stage, (channels, count) in enumerate(zip((64, 128, 256, 512, 512), convolutions, strict=True)):
         pool = 1 if stage == 0 and spec.image_size < SMALL_IMAGE else 2
         blocks += [Block(channels=channels)] * (count - 1) + [Block(channels=channels, pool=pool)]
-    return _read_on_grid(spec, _trunk(spec, blocks), grid=1)
+    return read_on_grid(_trunk(spec, blocks), grid=1, outputs=spec.num_outputs)
 
 
 def _trunk(spec: ModelSpec, blocks: Sequence[Block]) -> Trunk:
@@ -147,8 +152,9 @@ def _trunk(spec: ModelSpec, blocks: Sequence[Block]) -> Trunk:
     return trunk
 
 
-def _read_on_grid(spec: ModelSpec, trunk: Trunk, *, grid: int) -> nn.Module:
+def read_on_grid(trunk: Trunk, *, grid: int, outputs: int) -> nn.Module:
+    """Average the last map to (grid, grid) cells and read them with a linear layer, `output`."""
     trunk.layers["grid"] = grid_pool(trunk.side, grid=grid)
     trunk.layers["flatten"] = nn.Flatten()
-    trunk.layers["output"] = nn.Linear(trunk.channels * grid**2, spec.num_outputs)
+    trunk.layers["output"] = nn.Linear(trunk.channels * grid**2, outputs)
     return nn.Sequential(trunk.layers)

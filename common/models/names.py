@@ -17,10 +17,23 @@ class KnownModel:
     """`section.key=value` that it needs under privacy in place of the usual ones (docs/defaults.md)."""
     deep: bool = False
     """Millions of weights in many layers: asks for smaller steps without privacy, and for patience."""
+    series: bool = False
+    """Takes series of images (`ModelSpec.steps` above 1); the others take single images."""
 
 
 def _deep(summary: str, *, minimum: int = 8) -> KnownModel:
     return KnownModel(summary=summary, minimum_image_size=minimum, deep=True)
+
+
+_SERIES_SETTINGS = (
+    # Fewer rounds and larger steps than for single images, chosen on generated visits (docs/series.md).
+    "federation.rounds=40",
+    "training.learning-rate=0.7",
+)
+
+
+def _of_series(summary: str) -> KnownModel:
+    return KnownModel(summary=summary, minimum_image_size=17, settings=_SERIES_SETTINGS, series=True)
 
 
 MODELS: Mapping[str, KnownModel] = MappingProxyType(
@@ -50,6 +63,10 @@ MODELS: Mapping[str, KnownModel] = MappingProxyType(
                 "server.momentum=0.9",
             ),
         ),
+        "last-image": _of_series("the newest image of a series alone: what a series must beat"),
+        "rnn": _of_series("series of images: encoder of cnn-small, tanh recurrence"),
+        "gru": _of_series("series of images: encoder of cnn-small, GRU"),
+        "lstm": _of_series("series of images: encoder of cnn-small, LSTM"),
         "mobilenet-v2": _deep("MobileNetV2 with GroupNorm, 2.2 million weights"),
         "densenet121": _deep("DenseNet-121 with GroupNorm, 6.9 million weights"),
         "vgg11": _deep("VGG-11 with GroupNorm, averaged at its end, 9.2 million weights", minimum=16),
@@ -65,3 +82,13 @@ MODELS: Mapping[str, KnownModel] = MappingProxyType(
 def model_names() -> tuple[str, ...]:
     """Every name that `build_model` knows, smallest idea first."""
     return tuple(MODELS)
+
+
+def steps_problem(name: str, steps: int) -> str | None:
+    """What is wrong with a model of the registry for series of so many steps (1: single images), or None."""
+    if MODELS[name].series and steps == 1:
+        return f"the model {name} is for series of images, and the plan has single images"
+    if steps > 1 and not MODELS[name].series:
+        fitting = ", ".join(other for other, known in MODELS.items() if known.series)
+        return f"the model {name} is for single images, and the plan has series: choose one of {fitting}"
+    return None

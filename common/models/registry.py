@@ -9,7 +9,8 @@ from torch import nn
 from common.config import ModelSpec
 from common.errors import ModelError
 from common.models.convolutional import BUILDERS
-from common.models.names import MODELS, model_names
+from common.models.names import MODELS, model_names, steps_problem
+from common.models.private_layers import standardise_weights
 
 __all__ = [
     "build_model",
@@ -24,12 +25,15 @@ __all__ = [
 def build_model(spec: ModelSpec) -> nn.Module:
     """Build the network of `spec` with torch's random weights, in training mode.
 
-    It maps float32 (rows, channels, image_size, image_size) to (rows, num_outputs), treats every row alone
-    and remembers nothing; what it has beside parameters are constants. Raises ModelError for an unknown name
-    or an image too small for the layers.
+    It maps float32 (rows, channels, image_size, image_size), or with `steps` above 1 series as
+    `common.models.series` has them, to (rows, num_outputs), treats every row alone and remembers nothing;
+    what it has beside parameters are constants. Raises ModelError for an unknown name, an image too small for
+    the layers, or a model for series where there are none and the reverse.
     """
     if spec.name not in MODELS:
         raise ModelError(f"there is no model {spec.name!r}", fix=f"choose one of {', '.join(model_names())}")
+    if problem := steps_problem(spec.name, spec.steps):
+        raise ModelError(problem, fix="choose another --model, or other data")
     minimum = MODELS[spec.name].minimum_image_size
     if spec.image_size < minimum:
         raise ModelError(
@@ -37,7 +41,13 @@ def build_model(spec: ModelSpec) -> nn.Module:
             why=f"its layers need at least {minimum} px",
             fix="choose a larger --image-size, or the model softmax",
         )
-    return _builder(spec.name)(spec)
+    model = _builder(spec.name)(spec)
+    if spec.weight_standardisation and not standardise_weights(model):
+        raise ModelError(
+            f"the model {spec.name} has no convolutions to standardise",
+            fix="leave weight-standardisation out",
+        )
+    return model
 
 
 def initial_parameters(spec: ModelSpec, seed: int) -> dict[str, np.ndarray]:
@@ -91,6 +101,10 @@ def _builder(name: str) -> Callable[[ModelSpec], nn.Module]:
         from common.models.scattering import scattering
 
         return scattering
+    if MODELS[name].series:
+        from common.models import series
+
+        return series.BUILDERS[name]
     from common.models import residual
 
     return residual.BUILDERS[name]

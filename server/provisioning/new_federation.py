@@ -8,7 +8,7 @@ from typing import Any
 from common.commented_toml import to_commented_toml
 from common.errors import ConfigError
 from common.files import write_bytes_atomically
-from common.models.names import MODELS
+from common.models.names import MODELS, steps_problem
 from common.node_keys import write_secret
 from common.settings import parse, with_overrides
 from server.provisioning.certificates import issue_server_certificate, make_authority
@@ -66,14 +66,14 @@ def _starting_point(
 
 
 def model_problem(config: OperatorConfig) -> str | None:
-    """What is wrong with the model's name or image size; None when both fit."""
+    """What is wrong with the model's name, image size or series; None when all fit."""
     known = MODELS.get(config.model.name)
     if known is None:
         return f"there is no model {config.model.name}; known: {', '.join(MODELS)}"
     if config.data.image_size < known.minimum_image_size:
         size = known.minimum_image_size
         return f"{config.model.name} needs images of {size} px, the plan has {config.data.image_size}"
-    return None
+    return steps_problem(config.model.name, config.model_spec.steps)
 
 
 def make_federation(path: Path, config: OperatorConfig) -> OperatorFolder:

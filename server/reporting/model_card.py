@@ -95,7 +95,8 @@ def _input(run: RunRecord) -> str:
     if run.config is None:
         return "as described in model.json"
     data = run.config.data
-    return f"{data.image_size} x {data.image_size} pixels, {'grey' if data.channels == 1 else 'colour'}"
+    picture = f"{data.image_size} x {data.image_size} pixels, {'grey' if data.channels == 1 else 'colour'}"
+    return f"{picture}; {data.series_form.words}" if data.series_form.is_series else picture
 
 
 def _data(run: RunRecord) -> list[str]:

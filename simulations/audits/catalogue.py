@@ -25,8 +25,9 @@ def _neighbours(folder: Path, quick: bool) -> Finding:
     from simulations.audits.neighbours import audit_neighbours
 
     if quick:
-        return audit_neighbours(models=("softmax", "cnn-small"), clips=(0.05,), chunks=(3, 256))
-    return audit_neighbours(models=[name for name, known in MODELS.items() if not known.deep])
+        return audit_neighbours(models=("softmax", "cnn-small", "lstm"), clips=(0.05,), chunks=(3, 256))
+    shallow = [name for name, known in MODELS.items() if not known.deep]
+    return audit_neighbours(models=shallow)
 
 
 def _neighbours_of_resnet(folder: Path, quick: bool) -> Finding:

@@ -3,10 +3,17 @@
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from common.errors import ConfigError
 from common.models.names import MODELS
+from common.series_form import TIME_FEATURES
+
+if TYPE_CHECKING:
+    from common.config import ModelSpec
+
+SERIES_STEPS = 6
+"""Images of each series that is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +42,30 @@ class StepCase:
 
     @property
     def num_parameters(self) -> int:
-        """Of the network, with two outputs (imports torch)."""
-        from common.config import ModelSpec
+        """Of the network (imports torch)."""
         from common.models.registry import parameter_template
 
-        spec = ModelSpec(name=self.model, channels=self.channels, image_size=self.image_size, num_outputs=2)
-        return sum(math.prod(shape) for shape in parameter_template(spec).values())
+        return sum(math.prod(shape) for shape in parameter_template(self.spec).values())
+
+    @property
+    def spec(self) -> "ModelSpec":
+        """The network, with two outputs; models of series take SERIES_STEPS images a row."""
+        from common.config import ModelSpec
+
+        return ModelSpec(
+            name=self.model,
+            channels=self.channels,
+            image_size=self.image_size,
+            num_outputs=2,
+            steps=SERIES_STEPS if MODELS[self.model].series else 1,
+        )
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        if MODELS[self.model].series:
+            return (SERIES_STEPS, self.channels * self.image_size**2 + TIME_FEATURES)
+        return (self.channels, self.image_size, self.image_size)
 
     @property
     def even(self) -> "StepCase":

@@ -18,8 +18,8 @@ from typing import Any
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from client.training import per_row_layers
-from client.training.row_gradients import DenseRows, ProductRows
+from client.training import per_row_layers, recurrence_rows
+from client.training.row_gradients import DenseRows, ProductRows, keep
 from simulations.benchmarks.cases import StepCase
 from simulations.benchmarks.training_steps import DP, DP_RAGGED, SGD, Way, ways_of
 
@@ -133,7 +133,6 @@ def _labelled(way: Way, layers: Mapping[str, nn.Module]) -> Iterator[None]:
     """Labels around those methods of the production path that bear none of their own."""
     names = {id(p): name for name, layer in layers.items() for p in layer.parameters(recurse=False)}
     layer_of: dict[int, str] = {}
-    keep = per_row_layers._keep
 
     def keep_labelled(parameter: Any, rows: Callable[[], Any]) -> None:
         name = names.get(id(parameter), BETWEEN)
@@ -151,7 +150,8 @@ def _labelled(way: Way, layers: Mapping[str, nn.Module]) -> Iterator[None]:
         return labelled
 
     with ExitStack() as stack:
-        stack.enter_context(_replaced(per_row_layers, "_keep", keep_labelled))
+        for module in (per_row_layers, recurrence_rows):
+            stack.enter_context(_replaced(module, "keep", keep_labelled))
         for kind in (DenseRows, ProductRows):
             for method, phase in (("squared_norms", "norms"), ("add_clipped", "clipped sum")):
                 stack.enter_context(_replaced(kind, method, of_rows(getattr(kind, method), phase)))

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from client.training.batches import filled, rows_per_chunk
 from client.training.lanes import lanes_for
 from client.training.private import private_steps
-from common.config import ModelSpec, TrainingConfig
+from common.config import TrainingConfig
 from common.models.registry import build_model, initial_parameters, load_parameters
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import SecureRandomness
+from common.series_form import TIME_FEATURES
 from common.tasks import make_task
 from simulations.benchmarks.cases import StepCase
 
@@ -96,9 +97,11 @@ def _data(case: StepCase) -> _Data:
     if case.ragged:
         lengths = np.random.default_rng(0).integers(2, MOST_ROWS_OF_A_UNIT + 1, case.batch_size)
     segments = np.repeat(np.arange(case.batch_size), lengths)[: case.batch_size]
-    shape = (case.batch_size, case.channels, case.image_size, case.image_size)
+    inputs = torch.randn((case.batch_size, *case.input_shape), generator=generator)
+    if case.spec.steps > 1:
+        inputs[..., -TIME_FEATURES] = 1.0  # every step is a real one
     return _Data(
-        inputs=torch.randn(shape, generator=generator),
+        inputs=inputs,
         targets=torch.randint(0, len(CLASSES), (case.batch_size,), generator=generator),
         segments=segments,
         num_units=int(segments[-1]) + 1,
@@ -106,11 +109,8 @@ def _data(case: StepCase) -> _Data:
 
 
 def _model(case: StepCase) -> nn.Module:
-    spec = ModelSpec(
-        name=case.model, channels=case.channels, image_size=case.image_size, num_outputs=len(CLASSES)
-    )
-    model = build_model(spec)
-    load_parameters(model, initial_parameters(spec, seed=0))
+    model = build_model(case.spec)
+    load_parameters(model, initial_parameters(case.spec, seed=0))
     return model.train()
 
 
@@ -123,7 +123,8 @@ def _plain(
     rows_at_a_time: int = 0,
 ) -> Way:
     model = _model(case).to(memory_format=memory_format)
-    inputs = data.inputs.to(memory_format=memory_format)
+    # Series are unfolded into images within the network.
+    inputs = data.inputs.to(memory_format=memory_format) if data.inputs.dim() == 4 else data.inputs
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     rows_at_a_time = min(rows_at_a_time or case.batch_size, case.batch_size)
 
@@ -160,7 +161,7 @@ def _chunk_rows(case: StepCase) -> int:
     """Rows that ours computes at a time, unless rows have to be computed alone."""
     return rows_per_chunk(
         _model(case),
-        (case.channels, case.image_size, case.image_size),
+        case.input_shape,
         physical_batch_size=TrainingConfig().physical_batch_size,
         max_rows_per_unit=MOST_ROWS_OF_A_UNIT,
         lanes=lanes_for(torch.device("cpu")),

@@ -72,7 +72,7 @@ def a_clip_is_taken_that_float32_cannot_square(patch):
 @mutant("handling", caught_by="neighbours")
 def a_layer_falls_back_to_the_gradient_of_the_batch(patch):
     """Biases and norms have a share of the whole batch's gradient in place of a gradient for each row."""
-    real = layers._keep
+    real = layers.keep
 
     def keep(parameter, rows):
         real(parameter, rows)
@@ -81,7 +81,7 @@ def a_layer_falls_back_to_the_gradient_of_the_batch(patch):
             whole = found.contents().mean(dim=0, keepdim=True)
             parameter.grad_sample = DenseRows(whole.repeat(found.rows, 1))
 
-    patch.setattr(layers, "_keep", keep)
+    patch.setattr(layers, "keep", keep)
 
 
 @mutant("handling", caught_by="neighbours")

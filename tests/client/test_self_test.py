@@ -34,7 +34,7 @@ from common.tasks import Classification
 from tests.audit.mutants import all_mutants
 from tests.client.small_hospital import make_plan
 from tests.client.training.dp_oracle import examples_of
-from tests.model_names import each_model
+from tests.model_names import OF_SERIES, STEPS, each_model
 
 CLIPPING, COUPLING, PLACES, NOISE, SAMPLING, RELEASE = CHECKS
 
@@ -53,9 +53,11 @@ def make_setup(
     if channels == 3:
         images = np.repeat(examples.inputs["image"], 3, axis=1)
         examples = replace(examples, inputs={"image": images})
-    plan = make_plan(
-        data={"image-size": size, "channels": channels}, model={"name": model}, training=training or {}
-    )
+    data = {"image-size": size, "channels": channels}
+    if model in OF_SERIES:
+        examples = as_series(examples, STEPS)
+        data |= {"series": "visits", "steps": STEPS}
+    plan = make_plan(data=data, model={"name": model}, training=training or {})
     plan = plan.model_copy(update={"augmentation": AugmentationSection(**(augmented or {}))})
     values = dict(
         sampling_rate=0.4,
@@ -68,6 +70,15 @@ def make_setup(
     )
     privacy = PrivacyPlan(**values | numbers)
     return Setup(plan=plan, privacy=privacy, examples=examples, device=torch.device("cpu"))
+
+
+def as_series(examples, steps):
+    """Each image as the last of a series of others."""
+    numbers = (np.arange(examples.num_rows)[:, None] + np.arange(steps)) % examples.num_rows
+    lengths = 1 + np.arange(examples.num_rows) % steps
+    present = (np.arange(steps) < lengths[:, None]).astype(np.float32)
+    inputs = {"image": examples.inputs["image"][numbers], "present": present, "years": 0.5 * present}
+    return replace(examples, inputs=inputs)
 
 
 def red(setup, *names):

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from common.config import ModelSpec
 from common.errors import ConfigError, ModelError
 from common.models.initial import main
 from common.models.names import MODELS
@@ -26,17 +25,11 @@ from common.models.registry import (
     read_parameters,
 )
 from common.settings import to_nested
-from tests.model_names import DEEP, FIRST_OF_FAMILY, SHALLOW
+from tests.model_names import DEEP, FIRST_OF_FAMILY, OF_SERIES, SHALLOW, shape_of, spec_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORKS = [name for name in SHALLOW if name not in ("softmax", "scattering")]
 """Those with activations."""
-
-
-def spec_of(name, *, channels=1, image_size=28, num_outputs=2, activation="tanh"):
-    return ModelSpec(
-        name=name, channels=channels, image_size=image_size, num_outputs=num_outputs, activation=activation
-    )
 
 
 def count(spec):
@@ -50,8 +43,9 @@ def run_python(*arguments):
 def test_names_are_those_of_the_design():
     shallow = ("softmax", "cnn1", "cnn2", "cnn", "cnn-small", "cnn-flatten", "scattering")
     deep = ("mobilenet-v2", "densenet121", "vgg11", "vgg13", "vgg16", "resnet18", "resnet34", "resnet50")
-    assert model_names() == shallow + deep
-    assert (shallow, deep) == (SHALLOW, DEEP)
+    series = ("last-image", "rnn", "gru", "lstm")
+    assert model_names() == shallow + series + deep
+    assert (shallow, series, deep) == (SHALLOW, OF_SERIES, DEEP)
 
 
 def test_names_need_no_torch():
@@ -169,17 +163,17 @@ def test_forward_shape_of_deep_models(name, image_size, channels):
 def test_every_size_up_to_512_has_consistent_layers(name):
     odd_and_even = (28, 29, 31, 32, 33, 47, 63, 64, 65, 127, 150, 224, 333, 511, 512)
     for image_size in odd_and_even if name in SHALLOW else (31, 63, 65):
+        spec = spec_of(name, image_size=image_size)
         with torch.device("meta"):
-            model = build_model(spec_of(name, image_size=image_size))
-            assert model(torch.zeros(1, 1, image_size, image_size)).shape == (1, 2)
+            assert build_model(spec)(torch.zeros(1, *shape_of(spec))).shape == (1, 2)
 
 
 @pytest.mark.parametrize("name", model_names())
 def test_the_stated_minimum_image_size_is_the_real_one(name):
     minimum = MODELS[name].minimum_image_size
+    spec = spec_of(name, image_size=minimum)
     with torch.device("meta"):
-        model = build_model(spec_of(name, image_size=minimum))
-        assert model(torch.zeros(1, 1, minimum, minimum)).shape == (1, 2)
+        assert build_model(spec)(torch.zeros(1, *shape_of(spec))).shape == (1, 2)
     if minimum > 8:  # ModelSpec itself refuses less than 8
         with pytest.raises(ModelError, match=f"{minimum - 1} px are too small for {name}"):
             build_model(spec_of(name, image_size=minimum - 1))

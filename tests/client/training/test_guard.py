@@ -7,7 +7,7 @@ from client.training.guard import guard_losses, guard_model, guard_optimizer
 from client.training.patient_optimizer import PatientDPOptimizer
 from client.training.plain import make_optimizer
 from client.training.private import per_row_gradients
-from common.config import ModelSpec, TrainingConfig
+from common.config import TrainingConfig
 from common.errors import BatchNormError, GuardError
 from common.models.registry import build_model, model_names
 from common.privacy.randomness import SecureRandomness
@@ -22,17 +22,19 @@ from tests.client.training.dp_oracle import (
     small_network,
     summed,
 )
+from tests.model_names import shape_of, spec_of
 
 SHAPE = (1, 8, 8)
 
 
 @pytest.mark.parametrize("name", model_names())
 def test_every_model_of_the_registry_passes(name):
-    model = build_model(ModelSpec(name=name, channels=1, image_size=28, num_outputs=3))
+    spec = spec_of(name, num_outputs=3)
+    model = build_model(spec)
     state = torch.get_rng_state()
-    guard_model(model, input_shape=(1, 28, 28))
+    guard_model(model, input_shape=shape_of(spec))
     assert torch.equal(torch.get_rng_state(), state)
-    assert not any(layer._forward_hooks for layer in model.modules())
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.modules())
 
 
 @pytest.mark.parametrize("classes", ["ab", "abcde"])

@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 from client.training.guard import TRAINABLE_LAYERS, guard_model
-from common.config import ModelSpec
 from common.models.names import MODELS
+from common.models.private_layers import StandardisedConv2d
+from common.models.recurrence import Recurrence
 from common.models.registry import build_model
+from common.models.series import with_real_steps
 from tests.client.training.dp_oracle import (
     clipped_sum,
     oracle_clipped_sum,
@@ -17,7 +19,7 @@ from tests.client.training.dp_oracle import (
     relative_error,
     small_network,
 )
-from tests.model_names import each_model
+from tests.model_names import each_model, shape_of, spec_of
 
 RAGGED = np.repeat(np.arange(6), [1, 5, 2, 1, 4, 3])
 
@@ -53,9 +55,10 @@ def test_models_of_the_registry_against_one_patient_at_a_time(name):
     size = 16 if MODELS[name].deep else 28
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build_model(ModelSpec(name=name, channels=1, image_size=size, num_outputs=2))
+        model = build_model(spec_of(name, image_size=size))
     units = np.repeat(np.arange(3), [1, 3, 2])
-    inputs, targets = random_rows(units, shape=(1, size, size))
+    inputs, targets = random_rows(units, shape=shape_of(spec_of(name, image_size=size)))
+    inputs = with_real_steps(model, inputs)
     if MODELS[name].deep:
         # Among millions of ReLUs and maxima some are so near a tie that float32 rounds them to either side.
         model, inputs = model.double(), inputs.double()
@@ -70,6 +73,7 @@ LAYERS = [
     (nn.Conv2d(4, 6, (3, 2), dilation=2, groups=2), (4, 8, 7)),
     (nn.Conv2d(2, 3, (5, 3), padding="same"), (2, 6, 5)),
     (nn.Conv3d(2, 3, 3, padding=1, stride=(1, 2, 1)), (2, 4, 5, 3)),
+    (StandardisedConv2d(2, 5, 3, stride=2, padding=1), (2, 7, 6)),
     (nn.Linear(5, 4), (3, 5)),
     (nn.GroupNorm(2, 4), (4, 3, 3)),
     (nn.LayerNorm([3, 4]), (2, 3, 4)),
@@ -93,4 +97,5 @@ def test_every_allowed_layer_has_the_gradient_of_plain_autograd(layer, shape):
 
 
 def test_every_allowed_layer_is_in_that_list():
-    assert {type(layer) for layer, _ in LAYERS} == set(TRAINABLE_LAYERS)
+    # Recurrences have a test of their own: test_rows_of_series.py.
+    assert {type(layer) for layer, _ in LAYERS} | {Recurrence} == set(TRAINABLE_LAYERS)
