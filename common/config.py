@@ -73,6 +73,9 @@ class TrainingConfig(Section):
     """Images in a step without privacy; under privacy the sampling rate decides."""
     physical_batch_size: int = Field(default=256, ge=1)
     """Rows computed at once, to bound memory; changes nothing else."""
+    augmentations: int = Field(default=0, ge=0, le=64)
+    """Copies of each image in a step, flipped and shifted at random, whose gradients are averaged before
+    clipping; 0 takes the images as they are."""
 
 
 class PrivacyKnobs(Section):
@@ -82,6 +85,8 @@ class PrivacyKnobs(Section):
     """Probability q with which each patient enters a step (Poisson sampling)."""
     l2_clip_norm: float = Field(default=1.0, gt=0)
     """Bound C on the norm of one patient's summed gradient."""
+    clipping: Literal["flat", "automatic"] = "flat"
+    """How the bound is kept: gradients above it are shortened (flat), or all are brought near it (automatic)."""
     local_steps: int = Field(default=1, ge=1, le=10_000)
     """Optimiser steps in a hospital per round (also without privacy)."""
     max_images_per_patient: int = Field(default=4, ge=1, le=64)
@@ -171,6 +176,14 @@ class PublicPlan(Section):
     privacy: PrivacyKnobs = PrivacyKnobs()
     evaluation: EvaluationSection = EvaluationSection()
     wire: WireSection = WireSection()
+
+    @model_validator(mode="after")
+    def _copies_are_of_images(self) -> Self:
+        if self.training.augmentations and self.model.name == "scattering":
+            raise ValueError(
+                "model 'scattering' computes its features once; training.augmentations must be 0"
+            )
+        return self
 
     @property
     def model_spec(self) -> "ModelSpec":

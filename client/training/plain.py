@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from client.training.augmentation import copies_of
 from client.training.batches import input_tensor, minibatches, target_tensor
 from common.config import TrainingConfig
 from common.errors import FederationError, RefusalCode
@@ -114,11 +116,14 @@ def train(
         stop_if_asked(stop, step=step, steps=local_steps)
         # 1. The gradient of the mean loss, a chunk that fits in memory at a time.
         optimizer.zero_grad()
-        for start in range(0, len(batch), training.physical_batch_size):
-            rows = batch[start : start + training.physical_batch_size]
-            inputs = input_tensor(examples, rows, preprocessing=preprocessing, device=device)
+        stream = randomness.stream(purpose="augmentation", round_number=round_number, step=step)
+        copies = copies_of(batch, np.arange(len(batch)), each=training.augmentations, stream=stream)
+        for start in range(0, len(copies.rows), training.physical_batch_size):
+            numbers = copies.numbers[start : start + training.physical_batch_size]
+            rows, change = copies.rows[numbers], copies.change_of(numbers)
+            inputs = input_tensor(examples, rows, preprocessing=preprocessing, device=device, change=change)
             losses = task.losses(model(inputs), target_tensor(examples, rows, device=device))
-            _backward(losses.sum() / len(batch))
+            _backward(losses.sum() / len(copies.rows))
         # 2. The step.
         decay_weights(model.parameters(), learning_rate=rate, weight_decay=training.weight_decay)
         optimizer.step()

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleModuleNoOp
 from torch import Tensor, nn
 
+from client.training.augmentation import Copies, copies_of
 from client.training.batches import (
     Chunk,
     chunks_of_units,
@@ -96,8 +97,11 @@ def train_privately(
             # 2. Every patient enters with probability q; a patient with many images sends a few of them.
             stream = randomness.stream(purpose="sampling", round_number=round_number, step=step)
             rows, segments = rows_of_step(examples, plan, stream)
+            stream = randomness.stream(purpose="augmentation", round_number=round_number, step=step)
+            copies = copies_of(rows, segments, each=training.augmentations, stream=stream)
             # 3. Clip each patient's gradient and add it up, a chunk that fits in memory at a time.
-            steps.clip(rows, segments, load=partial(_loaded, examples, preprocessing, device))
+            load = partial(_loaded, examples, copies, preprocessing, device)
+            steps.clip(copies.numbers, copies.segments, load=load)
             # 4. Add the noise and step.
             steps.update()
     return TrainingResult(
@@ -109,17 +113,26 @@ def train_privately(
 
 
 Load = Callable[[NDArray[np.int64], int], tuple[Tensor, Tensor]]
-"""Inputs and targets of some rows of the table, filled up to a number of rows."""
+"""Inputs and targets of some rows of a step, filled up to a number of rows."""
 
 
 def _loaded(
     examples: Examples,
+    copies: Copies,
     preprocessing: Preprocessing,
     device: torch.device,
-    rows: NDArray[np.int64],
+    numbers: NDArray[np.int64],
     filled_to: int,
 ) -> tuple[Tensor, Tensor]:
-    inputs = input_tensor(examples, rows, preprocessing=preprocessing, device=device, filled_to=filled_to)
+    rows = copies.rows[numbers]
+    inputs = input_tensor(
+        examples,
+        rows,
+        preprocessing=preprocessing,
+        device=device,
+        filled_to=filled_to,
+        change=copies.change_of(numbers),
+    )
     return inputs, target_tensor(examples, rows, device=device, filled_to=filled_to)
 
 
@@ -142,7 +155,7 @@ def private_steps(
         rows_per_chunk,
         model,
         input_shape,
-        max_rows_per_unit=plan.max_rows_per_unit,
+        max_rows_per_unit=plan.max_rows_per_unit * max(1, training.augmentations),
         expected_units=plan.expected_batch_size,
         lanes=lanes,
     )

@@ -6,7 +6,7 @@ Source: Tramer et al., Debugging Differential Privacy, arXiv 2202.12219.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -17,6 +17,7 @@ from common.config import ModelSpec
 from common.examples import Examples
 from common.models.registry import build_model, initial_parameters, load_parameters
 from common.preprocessing import Preprocessing
+from common.privacy.plan import Clipping
 from common.privacy.randomness import ReproducibleRandomness
 from common.tasks import Task
 from simulations.audits.finding import Finding
@@ -67,6 +68,8 @@ class Case:
     rows_of_odd: int = 2
     """Images of the patient who is added."""
     task: Task = TASK
+    clipping: Clipping = "flat"
+    augmentations: int = 0
 
     @property
     def network(self) -> nn.Module:
@@ -113,7 +116,8 @@ def clipped_sum(case: Case, examples: Examples) -> Vector:
         noisy_sums(
             model=case.network,
             examples=examples,
-            plan=make_plan(l2_clip_norm=case.clip),
+            plan=make_plan(l2_clip_norm=case.clip, clipping=case.clipping),
+            augmentations=case.augmentations,
             preprocessing=Hostile(image_size=case.size, channels=1),
             task=case.task,
             physical_batch_size=case.chunk,
@@ -126,7 +130,7 @@ def clipped_sum(case: Case, examples: Examples) -> Vector:
 def released_sum(case: Case, examples: Examples) -> Vector:
     """Black-box: the same from the weights of the update, but for hardly any noise."""
     # A step so large that the old weights do not show in the float32 of the new ones.
-    plan = make_plan(l2_clip_norm=case.clip)
+    plan = make_plan(l2_clip_norm=case.clip, clipping=case.clipping)
     return noisy_sums(
         model=case.network,
         examples=examples,
@@ -135,6 +139,7 @@ def released_sum(case: Case, examples: Examples) -> Vector:
         preprocessing=Hostile(image_size=case.size, channels=1),
         task=case.task,
         physical_batch_size=case.chunk,
+        augmentations=case.augmentations,
     )
 
 
@@ -154,9 +159,14 @@ def audit_neighbours(
     chunks: Sequence[int] = (1, 3, 256),
     size: int = SIZE,
     lengths: tuple[int, ...] = RAGGED,
+    clipping: Clipping = "flat",
+    augmentations: int = 0,
 ) -> Finding:
     """White-box: no patient moves the clipped sum by more than C(1 + 1e-5)."""
-    cases = _cases(models, clips, chunks, size=size, lengths=lengths)
+    cases = [
+        replace(case, clipping=clipping, augmentations=augmentations)
+        for case in _cases(models, clips, chunks, size=size, lengths=lengths)
+    ]
     return _judged("neighbours", [_moved(clipped_sum, kind, case) for kind, case in product(kinds, cases)])
 
 

@@ -104,6 +104,7 @@ def noisy_sums(
     task: Task = TASK,
     round_number: int = 1,
     physical_batch_size: int = 256,
+    augmentations: int = 0,
     randomness: RandomnessSource | None = None,
 ) -> NDArray[np.float64]:
     """Sum over a round's steps of what each released, times q n: read from the change of the weights alone.
@@ -119,7 +120,9 @@ def noisy_sums(
         examples=examples,
         preprocessing=preprocessing or FromBlack(image_size=size, channels=1),
         plan=plan,
-        training=TrainingConfig(learning_rate=learning_rate, physical_batch_size=physical_batch_size),
+        training=TrainingConfig(
+            learning_rate=learning_rate, physical_batch_size=physical_batch_size, augmentations=augmentations
+        ),
         round_number=round_number,
         num_rounds=max(round_number, 1),
         randomness=randomness or production_randomness(),
