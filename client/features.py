@@ -62,15 +62,17 @@ def on_features(
     examples: Examples,
     preprocessing: Preprocessing,
     device: torch.device,
+    changing: bool = False,
     stop: Callable[[], bool] = never,
 ) -> Trainable:
     """The layers of `model` that train, and the features of the examples.
 
-    Everything as it came where the model has no fixed stage. Training the layers trains `model`.
+    Everything as it came where the model has no fixed stage, and where images are `changing` from step to
+    step (augmentation), so that no features can be kept. Training the layers trains `model`.
     Raises TrainingStopped between two chunks.
     """
     stage = fixed_stage(model)
-    if stage is None or 4 * stage.width * examples.num_rows > MOST_BYTES:
+    if stage is None or changing or 4 * stage.width * examples.num_rows > MOST_BYTES:
         return Trainable(model=model, examples=examples, preprocessing=preprocessing)
     which = spec.model_dump_json()
     kept = _KEPT.get(examples)

@@ -224,6 +224,7 @@ def _trained(
             examples=images.train,
             preprocessing=preprocessing,
             device=device,
+            changing=plan.augmentation.is_on,
             stop=lambda: time.time() > deadline,
         )
         if privacy is not None:
@@ -238,6 +239,7 @@ def _trained(
                 num_rounds=plan.federation.rounds,
                 randomness=randomness,
                 device=device,
+                augmentation=plan.augmentation,
                 stop=lambda: time.time() > deadline,
             )
         return train(
@@ -251,6 +253,7 @@ def _trained(
             num_rounds=plan.federation.rounds,
             randomness=randomness,
             device=device,
+            augmentation=plan.augmentation,
             stop=lambda: time.time() > deadline,
         )
 

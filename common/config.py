@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.augmentation import AugmentationSection
 from common.names import NAME
 from common.settings import Section
 
@@ -73,9 +74,9 @@ class TrainingConfig(Section):
     """Images in a step without privacy; under privacy the sampling rate decides."""
     physical_batch_size: int = Field(default=256, ge=1)
     """Rows computed at once, to bound memory; changes nothing else."""
-    augmentations: int = Field(default=0, ge=0, le=64)
-    """Copies of each image in a step, flipped and shifted at random, whose gradients are averaged before
-    clipping; 0 takes the images as they are."""
+    augmentations: int = Field(default=1, ge=1, le=64)
+    """Copies of each image in a step, each changed by `[augmentation]`; their gradients are averaged before
+    clipping. A step takes so many times as long."""
 
 
 class PrivacyKnobs(Section):
@@ -86,7 +87,7 @@ class PrivacyKnobs(Section):
     l2_clip_norm: float = Field(default=1.0, gt=0)
     """Bound C on the norm of one patient's summed gradient."""
     clipping: Literal["flat", "automatic"] = "flat"
-    """How the bound is kept: gradients above it are shortened (flat), or all are brought near it (automatic)."""
+    """How the bound is kept: longer gradients are shortened (flat), or all are brought near it (automatic)."""
     local_steps: int = Field(default=1, ge=1, le=10_000)
     """Optimiser steps in a hospital per round (also without privacy)."""
     max_images_per_patient: int = Field(default=4, ge=1, le=64)
@@ -172,16 +173,18 @@ class PublicPlan(Section):
     federation: FederationSection = FederationSection()
     data: DataContract = DataContract()
     model: ModelSection = ModelSection()
+    augmentation: AugmentationSection = AugmentationSection()
     training: TrainingConfig = TrainingConfig()
     privacy: PrivacyKnobs = PrivacyKnobs()
     evaluation: EvaluationSection = EvaluationSection()
     wire: WireSection = WireSection()
 
     @model_validator(mode="after")
-    def _copies_are_of_images(self) -> Self:
-        if self.training.augmentations and self.model.name == "scattering":
+    def _copies_differ(self) -> Self:
+        if self.training.augmentations > 1 and not self.augmentation.is_on:
             raise ValueError(
-                "model 'scattering' computes its features once; training.augmentations must be 0"
+                "training.augmentations above 1 needs [augmentation], for example flip = 'horizontal': "
+                "otherwise all copies are the same"
             )
         return self
 
@@ -215,6 +218,7 @@ class FederationConfig(PublicPlan):
             federation=self.federation,
             data=self.data,
             model=self.model,
+            augmentation=self.augmentation,
             training=self.training,
             privacy=self.privacy,
             evaluation=self.evaluation,

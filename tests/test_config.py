@@ -140,6 +140,7 @@ def test_the_public_plan_holds_nothing_of_the_servers_own():
     flat = to_flat(config.public_plan)
     assert {key.split(".")[0] for key in flat} == {
         "federation",
+        "augmentation",
         "data",
         "model",
         "training",

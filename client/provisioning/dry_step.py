@@ -75,6 +75,7 @@ def _step(plan: PublicPlan, *, units: int, device: torch.device) -> float:
         examples=examples,
         preprocessing=Preprocessing(image_size=data.image_size, channels=data.channels),
         device=device,
+        changing=plan.augmentation.is_on,
     )
     result = train_privately(
         model=trainable.model,
@@ -96,5 +97,6 @@ def _step(plan: PublicPlan, *, units: int, device: torch.device) -> float:
         num_rounds=1,
         randomness=SecureRandomness(),
         device=device,
+        augmentation=plan.augmentation,
     )
     return result.ended_at - result.started_at

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from client.self_test.checks import ALPHA, p_of_variance
 from client.self_test.setup import Setup, Vector, few_units, flat, noted_gradients, steps_tried
 from client.training import private as private_training
-from client.training.augmentation import copies_of
 from client.training.batches import input_tensor, target_tensor
 from client.training.patient_optimizer import AUTOMATIC_STABILITY
 from client.training.plain import decay_weights, make_optimizer
@@ -20,7 +19,7 @@ from common.config import PublicPlan
 from common.examples import Examples
 from common.models.registry import load_parameters, parameter_template, read_parameters
 from common.parameters import Parameters, difference
-from common.privacy.randomness import RandomnessSource, ReproducibleRandomness, Stream
+from common.privacy.randomness import RandomnessSource, ReproducibleRandomness
 from common.schedule import learning_rate
 from common.tasks import Task
 
@@ -53,10 +52,9 @@ def check_release(setup: Setup) -> str:
     _, seen_of_nobody = _trained(setup, model, own.select_units([]), randomness)
     if len(seen_of_nobody) != len(seen):
         return "without patients other steps ran than with them"
-    for number, (weights, step, nobody) in enumerate(zip(before, seen, seen_of_nobody, strict=True)):
+    for weights, step, nobody in zip(before, seen, seen_of_nobody, strict=True):
         load_parameters(model, weights)
-        stream = randomness.stream(purpose="augmentation", round_number=1, step=number)
-        sums = _clipped_sum(setup, model, own, stream)
+        sums = _clipped_sum(setup, model, own)
         if why := _not_private(flat(step), flat(nobody), sums, setup=setup):
             return why
     load_parameters(model, setup.weights)
@@ -124,22 +122,13 @@ def _replayed(setup: Setup, gradients: list[list[Tensor]]) -> Iterator[Parameter
         yield read_parameters(model)
 
 
-def _clipped_sum(setup: Setup, model: nn.Module, examples: Examples, stream: Stream) -> Vector:
-    """The sum that a step should hide, by torch's autograd: patient after patient, nothing of ours.
-
-    Of the same copies of images as in the step, where there are copies, by the same `stream`.
-    """
+def _clipped_sum(setup: Setup, model: nn.Module, examples: Examples) -> Vector:
+    """The sum that a step should hide, by torch's autograd: patient after patient, nothing of ours."""
     clip, automatic = setup.privacy.l2_clip_norm, setup.privacy.clipping == "automatic"
     total = np.zeros(sum(parameter.numel() for parameter in model.parameters()))
-    order = np.concatenate([np.empty(0, np.int64), *map(examples.unit_rows.of, range(examples.num_units))])
-    copies = copies_of(order, examples.units[order], each=setup.plan.training.augmentations, stream=stream)
     for unit in range(examples.num_units):
-        numbers = np.flatnonzero(copies.segments == unit) if copies.draws is not None else None
-        rows = examples.unit_rows.of(unit) if numbers is None else copies.rows[numbers]
-        change = None if numbers is None else copies.change_of(numbers)
-        inputs = input_tensor(
-            examples, rows, preprocessing=setup.preprocessing, device=setup.device, change=change
-        )
+        rows = examples.unit_rows.of(unit)
+        inputs = input_tensor(examples, rows, preprocessing=setup.preprocessing, device=setup.device)
         losses = setup.task.losses(model(inputs), target_tensor(examples, rows, device=setup.device))
         gradient = flat(torch.autograd.grad(losses.mean(), list(model.parameters())))
         norm = float(np.linalg.norm(gradient))

@@ -8,7 +8,7 @@ together, and a server that picks the weights can make last bits large (docs/dec
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,16 +165,13 @@ def input_tensor(
     preprocessing: Preprocessing,
     device: torch.device,
     filled_to: int = 0,
-    change: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
 ) -> Tensor:
     """Images of `rows` as float32 (rows, channels, height, width), standardised, contiguous.
 
     With `filled_to` followed by zeros up to that many rows; raises ValueError if there are more already.
-    change: what is done to the images before they are standardised, row by row.
     """
-    images = examples.inputs["image"][rows]
-    images = preprocessing.standardise(images if change is None else change(images))
-    return filled(torch.from_numpy(np.ascontiguousarray(images)), filled_to or len(rows)).to(device)
+    images = torch.from_numpy(np.ascontiguousarray(preprocessing.standardise(examples.inputs["image"][rows])))
+    return filled(images, filled_to or len(rows)).to(device)
 
 
 def target_tensor(

@@ -7,14 +7,16 @@ default.
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from client.training.augmentation import copies_of
-from client.training.batches import input_tensor, minibatches, target_tensor
+from client.training.augmentation import augment_of_step
+from client.training.batches import minibatches
+from client.training.copies import copies_of, loaded
+from common.augmentation import OFF, AugmentationSection
 from common.config import TrainingConfig
 from common.errors import FederationError, RefusalCode
 from common.examples import Examples
@@ -94,6 +96,7 @@ def train(
     num_rounds: int,
     randomness: RandomnessSource,
     device: torch.device,
+    augmentation: AugmentationSection = OFF,
     stop: Callable[[], bool] = never,
 ) -> TrainingResult:
     """Train `model` in place for `local_steps` minibatches. NOT private: the result may reveal patients.
@@ -116,14 +119,14 @@ def train(
         stop_if_asked(stop, step=step, steps=local_steps)
         # 1. The gradient of the mean loss, a chunk that fits in memory at a time.
         optimizer.zero_grad()
-        stream = randomness.stream(purpose="augmentation", round_number=round_number, step=step)
-        copies = copies_of(batch, np.arange(len(batch)), each=training.augmentations, stream=stream)
-        for start in range(0, len(copies.rows), training.physical_batch_size):
-            numbers = copies.numbers[start : start + training.physical_batch_size]
-            rows, change = copies.rows[numbers], copies.change_of(numbers)
-            inputs = input_tensor(examples, rows, preprocessing=preprocessing, device=device, change=change)
-            losses = task.losses(model(inputs), target_tensor(examples, rows, device=device))
-            _backward(losses.sum() / len(copies.rows))
+        augment = augment_of_step(
+            augmentation, preprocessing, randomness, round_number=round_number, step=step
+        )
+        numbers, _ = copies_of(batch, batch, each=training.augmentations)
+        load = partial(loaded, examples, preprocessing, device, augment, training.augmentations)
+        for start in range(0, len(numbers), training.physical_batch_size):
+            inputs, targets = load(numbers[start : start + training.physical_batch_size])
+            _backward(task.losses(model(inputs), targets).sum() / len(numbers))
         # 2. The step.
         decay_weights(model.parameters(), learning_rate=rate, weight_decay=training.weight_decay)
         optimizer.step()

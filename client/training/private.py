@@ -23,15 +23,14 @@ from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleModuleNoOp
 from torch import Tensor, nn
 
-from client.training.augmentation import Copies, copies_of
+from client.training.augmentation import augment_of_step
 from client.training.batches import (
     Chunk,
     chunks_of_units,
-    input_tensor,
     rows_per_chunk,
     sampled_rows,
-    target_tensor,
 )
+from client.training.copies import copies_of, loaded
 from client.training.guard import guard_losses, guard_model, guard_optimizer
 from client.training.kept_memory import kept_memory
 from client.training.lanes import copy_beside, lanes_for, side_by_side
@@ -45,6 +44,7 @@ from client.training.plain import (
     stop_if_asked,
 )
 from client.training.row_places import place_matters
+from common.augmentation import OFF, AugmentationSection
 from common.config import TrainingConfig
 from common.examples import Examples
 from common.models.registry import read_parameters
@@ -68,6 +68,7 @@ def train_privately(
     num_rounds: int,
     randomness: RandomnessSource,
     device: torch.device,
+    augmentation: AugmentationSection = OFF,
     stop: Callable[[], bool] = never,
 ) -> TrainingResult:
     """Train `model` in place for `plan.steps` steps of DP-SGD; see the module for the guarantee.
@@ -97,11 +98,13 @@ def train_privately(
             # 2. Every patient enters with probability q; a patient with many images sends a few of them.
             stream = randomness.stream(purpose="sampling", round_number=round_number, step=step)
             rows, segments = rows_of_step(examples, plan, stream)
-            stream = randomness.stream(purpose="augmentation", round_number=round_number, step=step)
-            copies = copies_of(rows, segments, each=training.augmentations, stream=stream)
             # 3. Clip each patient's gradient and add it up, a chunk that fits in memory at a time.
-            load = partial(_loaded, examples, copies, preprocessing, device)
-            steps.clip(copies.numbers, copies.segments, load=load)
+            augment = augment_of_step(
+                augmentation, preprocessing, randomness, round_number=round_number, step=step
+            )
+            each = training.augmentations
+            load = partial(loaded, examples, preprocessing, device, augment, each)
+            steps.clip(*copies_of(rows, segments, each=each), load=load)
             # 4. Add the noise and step.
             steps.update()
     return TrainingResult(
@@ -113,27 +116,7 @@ def train_privately(
 
 
 Load = Callable[[NDArray[np.int64], int], tuple[Tensor, Tensor]]
-"""Inputs and targets of some rows of a step, filled up to a number of rows."""
-
-
-def _loaded(
-    examples: Examples,
-    copies: Copies,
-    preprocessing: Preprocessing,
-    device: torch.device,
-    numbers: NDArray[np.int64],
-    filled_to: int,
-) -> tuple[Tensor, Tensor]:
-    rows = copies.rows[numbers]
-    inputs = input_tensor(
-        examples,
-        rows,
-        preprocessing=preprocessing,
-        device=device,
-        filled_to=filled_to,
-        change=copies.change_of(numbers),
-    )
-    return inputs, target_tensor(examples, rows, device=device, filled_to=filled_to)
+"""Inputs and targets of some copies of rows of the table, filled up to a number of rows."""
 
 
 @contextmanager
@@ -155,7 +138,7 @@ def private_steps(
         rows_per_chunk,
         model,
         input_shape,
-        max_rows_per_unit=plan.max_rows_per_unit * max(1, training.augmentations),
+        max_rows_per_unit=plan.max_rows_per_unit * training.augmentations,
         expected_units=plan.expected_batch_size,
         lanes=lanes,
     )

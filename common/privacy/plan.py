@@ -22,7 +22,7 @@ NEIGHBOURING_RELATION = "add or remove one unit"
 
 Unit = Literal["patient", "image"]
 Clipping = Literal["flat", "automatic"]
-"""Which function brings a unit's gradient g to a norm of at most C: g min(1, C / |g|), or g C / (|g| + 0.01)."""
+"""What brings a unit's gradient g to a norm of at most C: g min(1, C / |g|), or g C / (|g| + 0.01)."""
 
 
 @dataclass(frozen=True, kw_only=True)

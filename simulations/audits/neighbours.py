@@ -69,7 +69,7 @@ class Case:
     """Images of the patient who is added."""
     task: Task = TASK
     clipping: Clipping = "flat"
-    augmentations: int = 0
+    augmentations: int = 1
 
     @property
     def network(self) -> nn.Module:
@@ -160,7 +160,7 @@ def audit_neighbours(
     size: int = SIZE,
     lengths: tuple[int, ...] = RAGGED,
     clipping: Clipping = "flat",
-    augmentations: int = 0,
+    augmentations: int = 1,
 ) -> Finding:
     """White-box: no patient moves the clipped sum by more than C(1 + 1e-5)."""
     cases = [

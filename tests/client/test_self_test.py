@@ -38,13 +38,16 @@ from tests.model_names import each_model
 CLIPPING, COUPLING, PLACES, NOISE, SAMPLING, RELEASE = CHECKS
 
 
-def make_setup(model="softmax", size=8, *, rows=(1, 3, 2, 1, 6) * 12, channels=1, training=None, **numbers):
+def make_setup(model="softmax", size=8, *, rows=(1, 3, 2, 1, 6) * 12, channels=1, training=None, augmentation=None, **numbers):
     examples = examples_of(list(rows), size=size)
     if channels == 3:
         images = np.repeat(examples.inputs["image"], 3, axis=1)
         examples = replace(examples, inputs={"image": images})
     plan = make_plan(
-        data={"image-size": size, "channels": channels}, model={"name": model}, training=training or {}
+        data={"image-size": size, "channels": channels},
+        model={"name": model},
+        training=training or {},
+        augmentation=augmentation or {},
     )
     values = dict(
         sampling_rate=0.4,
@@ -81,8 +84,13 @@ def test_every_model_is_green(model):
         {"rows": (9,), "max_rows_per_unit": 1},
         {"l2_clip_norm": 100.0, "noise_multiplier": 300.0, "channels": 3},
         {"l2_clip_norm": 1e-3, "noise_multiplier": 0.3},
+        {"clipping": "automatic"},
+        {"training": {"augmentations": 3}, "augmentation": {"shift": 0.1}},
     ],
-    ids=["adam", "momentum", "full batch", "small rate", "nobody", "one patient", "large", "small"],
+    ids=[
+        *("adam", "momentum", "full batch", "small rate", "nobody", "one patient", "large", "small"),
+        *("automatic", "copies"),
+    ],
 )
 def test_every_setting_is_green(changes):
     assert [check for check in run_checks(make_setup(**changes)) if not check.passed] == []
