@@ -87,7 +87,7 @@ class PrivacyKnobs(Section):
     l2_clip_norm: float = Field(default=1.0, gt=0)
     """Bound C on the norm of one patient's summed gradient."""
     clipping: Literal["flat", "automatic"] = "flat"
-    """How the bound is kept: longer gradients are shortened (flat), or all are brought near it (automatic)."""
+    """How the bound is kept: longer gradients are shortened, or (automatic) all are brought near it."""
     local_steps: int = Field(default=1, ge=1, le=10_000)
     """Optimiser steps in a hospital per round (also without privacy)."""
     max_images_per_patient: int = Field(default=4, ge=1, le=64)

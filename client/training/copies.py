@@ -9,13 +9,7 @@ Source: De et al., Unlocking High-Accuracy Differentially Private Image Classifi
 """
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from client.training.augmentation import Augment
-from client.training.batches import input_tensor, target_tensor
-from common.examples import Examples
-from common.preprocessing import Preprocessing
 from common.privacy.randomness import Integers
 
 
@@ -27,20 +21,3 @@ def copies_of(rows: Integers, segments: Integers, *, each: int) -> tuple[Integer
     """
     numbers = rows[:, None] * each + np.arange(each, dtype=np.int64)
     return numbers.ravel(), np.repeat(segments, each)
-
-
-def loaded(
-    examples: Examples,
-    preprocessing: Preprocessing,
-    device: torch.device,
-    augment: Augment | None,
-    each: int,
-    numbers: Integers,
-    filled_to: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of these copies (numbers as `copies_of`), filled up to a number of rows."""
-    rows, copies = np.divmod(numbers, each)
-    inputs = input_tensor(examples, rows, preprocessing=preprocessing, device=device, filled_to=filled_to)
-    if augment is not None:
-        inputs = augment(inputs, rows, copies)
-    return inputs, target_tensor(examples, rows, device=device, filled_to=filled_to)

@@ -7,15 +7,15 @@ default.
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from client.training.augmentation import augment_of_step
-from client.training.batches import minibatches
-from client.training.copies import copies_of, loaded
+from client.training.batches import input_tensor, minibatches, target_tensor
+from client.training.copies import copies_of
 from common.augmentation import OFF, AugmentationSection
 from common.config import TrainingConfig
 from common.errors import FederationError, RefusalCode
@@ -123,10 +123,14 @@ def train(
             augmentation, preprocessing, randomness, round_number=round_number, step=step
         )
         numbers, _ = copies_of(batch, batch, each=training.augmentations)
-        load = partial(loaded, examples, preprocessing, device, augment, training.augmentations)
         for start in range(0, len(numbers), training.physical_batch_size):
-            inputs, targets = load(numbers[start : start + training.physical_batch_size])
-            _backward(task.losses(model(inputs), targets).sum() / len(numbers))
+            here = numbers[start : start + training.physical_batch_size]
+            rows, copies = np.divmod(here, training.augmentations)
+            inputs = input_tensor(examples, rows, preprocessing=preprocessing, device=device)
+            if augment is not None:
+                inputs = augment(inputs, rows, copies)
+            losses = task.losses(model(inputs), target_tensor(examples, rows, device=device))
+            _backward(losses.sum() / len(numbers))
         # 2. The step.
         decay_weights(model.parameters(), learning_rate=rate, weight_decay=training.weight_decay)
         optimizer.step()

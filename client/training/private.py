@@ -23,14 +23,16 @@ from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleModuleNoOp
 from torch import Tensor, nn
 
-from client.training.augmentation import augment_of_step
+from client.training.augmentation import Augment, augment_of_step
 from client.training.batches import (
     Chunk,
     chunks_of_units,
+    input_tensor,
     rows_per_chunk,
     sampled_rows,
+    target_tensor,
 )
-from client.training.copies import copies_of, loaded
+from client.training.copies import copies_of
 from client.training.guard import guard_losses, guard_model, guard_optimizer
 from client.training.kept_memory import kept_memory
 from client.training.lanes import copy_beside, lanes_for, side_by_side
@@ -103,7 +105,7 @@ def train_privately(
                 augmentation, preprocessing, randomness, round_number=round_number, step=step
             )
             each = training.augmentations
-            load = partial(loaded, examples, preprocessing, device, augment, each)
+            load = partial(_loaded, examples, preprocessing, device, augment, each)
             steps.clip(*copies_of(rows, segments, each=each), load=load)
             # 4. Add the noise and step.
             steps.update()
@@ -116,7 +118,23 @@ def train_privately(
 
 
 Load = Callable[[NDArray[np.int64], int], tuple[Tensor, Tensor]]
-"""Inputs and targets of some copies of rows of the table, filled up to a number of rows."""
+"""Inputs and targets of some copies of rows (as `copies_of` numbers them), filled up to a number of rows."""
+
+
+def _loaded(
+    examples: Examples,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    augment: Augment | None,
+    each: int,
+    numbers: NDArray[np.int64],
+    filled_to: int,
+) -> tuple[Tensor, Tensor]:
+    rows, copies = np.divmod(numbers, each)
+    inputs = input_tensor(examples, rows, preprocessing=preprocessing, device=device, filled_to=filled_to)
+    if augment is not None:
+        inputs = augment(inputs, rows, copies)
+    return inputs, target_tensor(examples, rows, device=device, filled_to=filled_to)
 
 
 @contextmanager

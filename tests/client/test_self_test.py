@@ -38,7 +38,16 @@ from tests.model_names import each_model
 CLIPPING, COUPLING, PLACES, NOISE, SAMPLING, RELEASE = CHECKS
 
 
-def make_setup(model="softmax", size=8, *, rows=(1, 3, 2, 1, 6) * 12, channels=1, training=None, augmentation=None, **numbers):
+def make_setup(
+    model="softmax",
+    size=8,
+    *,
+    rows=(1, 3, 2, 1, 6) * 12,
+    channels=1,
+    training=None,
+    augmentation=None,
+    **numbers,
+):
     examples = examples_of(list(rows), size=size)
     if channels == 3:
         images = np.repeat(examples.inputs["image"], 3, axis=1)
