@@ -54,6 +54,7 @@ def check(
     split_column: Annotated[str, typer.Option(help="--data, CSV: column of train/val/test")] = "",
     frame_column: Annotated[str, typer.Option(help="--data, CSV: column of the frame or slice")] = "",
     volume_column: Annotated[str, typer.Option(help="--data, CSV: column of a 4-D file's volume")] = "",
+    task: Annotated[str, typer.Option(help="--data: multi-label or ordinal labels")] = "classification",
     cache: Annotated[Path | None, typer.Option(help="--data: keep decoded images in this folder")] = None,
     output: Output = OutputFormat.TEXT,
 ) -> None:
@@ -81,6 +82,7 @@ def check(
         preprocessing=Preprocessing(image_size=image_size, channels=3 if channels == 3 else 1),
         classes=None,
         cache_folder=cache,
+        task=_known_task(task),
     )
     if output is OutputFormat.JSON:
         rows = [{"check": c, "result": r, "what_to_do": w} for c, r, w in checkup.rows()]
@@ -88,6 +90,15 @@ def check(
     else:
         print_table(("check", "result", "what to do"), checkup.rows())
     raise typer.Exit(0 if checkup.is_usable else 1)
+
+
+def _known_task(name: str) -> str:
+    from common.errors import ConfigError
+    from common.task_kinds import LOSSES
+
+    if name not in LOSSES:
+        raise ConfigError(f"there is no task {name!r}", fix=f"choose {', '.join(LOSSES)}")
+    return name
 
 
 def _check_hospital(folder: Path, timeout_s: float, output: OutputFormat) -> NoReturn:

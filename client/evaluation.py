@@ -48,7 +48,7 @@ from common.privacy.accountant import running_epsilon
 from common.privacy.calibration import solve_noise_multiplier
 from common.privacy.plan import PrivacyEvent
 from common.privacy.randomness import RandomnessSource, ReproducibleRandomness, SecureRandomness
-from common.tasks import Task, make_task
+from common.tasks import Task, task_of
 
 
 def evaluate_model(site: Site, request: Message, envelope: Envelope) -> Message:
@@ -100,7 +100,10 @@ def evaluate_model(site: Site, request: Message, envelope: Envelope) -> Message:
 def count_plan(config: HospitalConfig, plan: PublicPlan) -> CountPlan:
     """Which counts this hospital releases of what a run asks."""
     return CountPlan.of(
-        config.release.metrics, classes=len(plan.data.classes), score_bins=plan.evaluation.score_bins
+        config.release.metrics,
+        classes=len(plan.data.classes),
+        score_bins=plan.evaluation.score_bins,
+        task=plan.data.task,
     )
 
 
@@ -203,7 +206,7 @@ def _counts(
     deadline: float,
 ) -> dict[str, list[float]]:
     """Score the validation patients, count them, add the charged noise."""
-    task = make_task(plan.data.task, plan.data.classes)
+    task = task_of(plan)
     model = build_model(plan.model_spec)
     load_parameters(model, weights)
     device = resolve_device(site.config.site.device)
@@ -234,7 +237,7 @@ def score_patients(
     device: torch.device,
     deadline: float,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Each patient's mean probabilities (patients, classes) and label (patients,), in table order. Private.
+    """Each patient's mean probabilities (patients, classes) and label (patients, ...), in order. Private.
 
     At most `max_images_per_patient` images are looked at, the first ones in table order; the label is that of
     the patient's images (`patient_labels`). A patient's numbers are the same bits whoever else is there:
@@ -248,7 +251,7 @@ def score_patients(
     if place_matters(model, input_shape=shape, rows=chunk_rows, scored_for=task):
         chunk_rows = 1
     preprocessing = Preprocessing(image_size=plan.data.image_size, channels=plan.data.channels)
-    said = [np.zeros((0, task.num_outputs))]
+    said = [np.zeros((0, len(task.classes)))]
     with torch.no_grad():
         for start in range(0, len(rows), chunk_rows):
             require_time(deadline, "while the model was scored")

@@ -36,7 +36,7 @@ from common.preprocessing import Preprocessing
 from common.privacy.plan import PrivacyPlan, Unit
 from common.privacy.randomness import RandomnessSource, ReproducibleRandomness, SecureRandomness
 from common.quantisation import Arrays
-from common.tasks import make_task
+from common.tasks import task_of
 
 
 def train_round(site: Site, request: Message, envelope: Envelope) -> Message:
@@ -213,7 +213,7 @@ def _trained(
 ) -> TrainingResult:
     model = build_model(plan.model_spec)
     load_parameters(model, weights)
-    task = make_task(plan.data.task, plan.data.classes)
+    task = task_of(plan)
     preprocessing = Preprocessing(image_size=plan.data.image_size, channels=plan.data.channels)
     randomness = _randomness(site, plan)
     device = resolve_device(site.config.site.device)

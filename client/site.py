@@ -55,13 +55,14 @@ class Site:
     def images(self, plan: PublicPlan) -> HospitalImages:
         """The hospital's images as the plan wants them, read and decoded once per process."""
         preprocessing = Preprocessing(image_size=plan.data.image_size, channels=plan.data.channels)
-        wanted = (preprocessing, plan.data.classes)
+        wanted = (preprocessing, plan.data.classes, plan.data.task)
         if self._images is None or self._images[0] != wanted:
             self._images = None  # never two sets in memory, whatever a server asks for
             read = read_hospital_images(
                 self.config.data,
                 preprocessing=preprocessing,
                 classes=plan.data.classes,
+                task=plan.data.task,
                 cache_folder=self.cache_folder,
                 split_key=split_key(self.ledger.site_key),
             )

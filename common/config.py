@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from common.augmentation import AugmentationSection
 from common.names import NAME
 from common.settings import Section
+from common.task_kinds import LossName, TaskName, loss_problem, outputs_of, weights_problem
 
 MOST_HOSPITALS = 2**20
 """The sum of so many updates in whole numbers is still exact (`common.quantisation`)."""
@@ -30,10 +31,10 @@ class FederationSection(Section):
 class DataContract(Section):
     """What every hospital's images look like to the model; public."""
 
-    task: Literal["classification"] = "classification"
-    """Kind of target."""
+    task: TaskName = "classification"
+    """Kind of target: one class, several findings at once, or ordered levels (docs/tasks.md)."""
     classes: tuple[str, ...] = Field(default=("negative", "positive"), max_length=1000)
-    """Class names in label order; for two classes the last one is the finding."""
+    """Class names in label order; for two classes the last one is the finding; levels rise."""
     image_size: int = Field(default=28, ge=8, le=2048)
     """Side of the square image in pixels."""
     channels: Literal[1, 3] = 1
@@ -60,8 +61,16 @@ class ModelSection(Section):
 class TrainingConfig(Section):
     """How a hospital trains: knobs that do not change the privacy guarantee."""
 
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """Local optimiser; its state starts afresh each round."""
+    loss: LossName = "cross-entropy"
+    """What is minimised; multi-label and ordinal tasks take bce, focal or mse."""
+    focal_gamma: float = Field(default=2.0, ge=0, le=10)
+    """Exponent of `focal`: how much less records count that the model knows already."""
+    class_weights: tuple[float, ...] = Field(default=(), max_length=1000)
+    """Public constants, one per class, that multiply the losses of its records; empty weighs all alike."""
+    optimizer: Literal["sgd", "adam", "rmsprop", "adam-bc"] = "sgd"
+    """Local optimiser; its state starts afresh each round. `adam-bc` (private runs) takes off the noise."""
+    adam_bc_floor: float = Field(default=1e-6, gt=0)
+    """Least second moment that `adam-bc` divides by the root of, once the noise is taken off."""
     learning_rate: float = Field(default=0.5, gt=0)
     """Step size of the local optimiser."""
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"
@@ -188,6 +197,20 @@ class PublicPlan(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _training_fits(self) -> Self:
+        training, classes = self.training, len(self.data.classes)
+        problem = loss_problem(self.data.task, training.loss) or weights_problem(
+            classes, training.class_weights
+        )
+        if problem is None and training.optimizer == "adam-bc" and not self.federation.private:
+            problem = (
+                "training.optimizer = 'adam-bc' takes off known noise, and a run without privacy has none"
+            )
+        if problem is not None:
+            raise ValueError(problem)
+        return self
+
     @property
     def model_spec(self) -> "ModelSpec":
         """What the registry needs to build the network."""
@@ -196,7 +219,7 @@ class PublicPlan(Section):
             activation=self.model.activation,
             channels=self.data.channels,
             image_size=self.data.image_size,
-            num_outputs=len(self.data.classes),
+            num_outputs=outputs_of(self.data.task, len(self.data.classes)),
         )
 
     @property

@@ -30,7 +30,7 @@ class Examples:
     inputs: Mapping[str, NDArray[Any]]
     """Named inputs; `image` is uint8 (rows, channels, height, width), maybe memory-mapped and read-only."""
     targets: NDArray[np.int64]
-    """int64 (rows,): class index."""
+    """int64 (rows,): class or level; (rows, classes) of 0 and 1 where a record has several findings."""
     units: NDArray[np.int64]
     """int64 (rows,) in 0..num_units-1: the unit (patient) of each row."""
     unit_ids: tuple[str, ...]
@@ -38,8 +38,11 @@ class Examples:
 
     def __post_init__(self) -> None:
         rows = len(self.targets)
-        if self.targets.shape != (rows,) or self.units.shape != (rows,):
-            raise ValueError(f"targets {self.targets.shape} and units {self.units.shape} must be (rows,)")
+        if self.targets.ndim not in (1, 2) or self.units.shape != (rows,):
+            raise ValueError(
+                f"targets {self.targets.shape} must be (rows,) or (rows, classes), units {self.units.shape} "
+                "(rows,)"
+            )
         for name, values in self.inputs.items():
             if len(values) != rows:
                 raise ValueError(f"input {name} has {len(values)} rows, targets have {rows}")

@@ -31,7 +31,8 @@ class DataConfig(Section):
     path_root: str = ""
     """CSV: folder that the image paths start from; empty is the CSV's own."""
     label_column: str = ""
-    """CSV: column of the label; empty finds it by its name."""
+    """CSV: column of the label; empty finds it by its name. Several columns of yes and no: with commas
+    between them findings, with > between them the steps of a ladder of levels (docs/tasks.md)."""
     patient_column: str = ""
     """CSV: column of the patient; empty finds it by its name, and without one every image is its own unit."""
     split_column: str = ""

@@ -10,7 +10,7 @@ standard deviations of its own noise of 0, so that nobody can tell whether there
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,14 @@ import numpy as np
 from common.evaluation import CountPlan
 from common.messages import CONFUSION, SCORES
 from common.metrics import METRICS, FloatArray
+from common.noisy_ratios import LEAST_DEVIATIONS as _LEAST_DEVIATIONS
+from common.noisy_ratios import least as _least
+from common.noisy_ratios import mean_of_defined as _mean_of_defined
+from common.noisy_ratios import ratio as _ratio
+from common.released_tasks import RATES, limits_of
+from common.task_kinds import CLASSIFICATION, MULTI_LABEL
 
 REDRAWS = 200
-_LEAST_DEVIATIONS = 2.0
 _SEED = 20_26
 
 
@@ -34,10 +39,11 @@ class ReleasedCounts:
     """By kind, flattened as in `common.evaluation`; only kinds that some hospital has released."""
     noise_variance: Mapping[str, float] = field(default_factory=dict)
     """By kind: variance of the noise on every cell of the sum; 0 for exact counts."""
+    task: str = CLASSIFICATION
 
     def plan(self, kind: str) -> CountPlan:
         """The shapes of one kind."""
-        return CountPlan.of([kind], classes=self.classes, score_bins=self.score_bins)
+        return CountPlan.of([kind], classes=self.classes, score_bins=self.score_bins, task=self.task)
 
     def array(self, kind: str) -> FloatArray | None:
         """The counts in their shape, None where no hospital has released them."""
@@ -51,8 +57,10 @@ class ReleasedCounts:
 
 
 def metrics_of(released: ReleasedCounts) -> dict[str, float | None]:
-    """All of METRICS, as `common.metrics` defines them, from the released counts."""
-    return {name: _within_bounds(values[0]) for name, values in _metrics(released, redraws=0).items()}
+    """All of METRICS, or those of the task that counts can tell, as defined there, from released counts."""
+    values = _metrics(released, redraws=0).items()
+    limits = limits_of(released.classes)
+    return {name: _within_bounds(found[0], *limits.get(name, (0.0, 1.0))) for name, found in values}
 
 
 def noise_of_metrics(released: ReleasedCounts, *, redraws: int = REDRAWS) -> dict[str, float | None]:
@@ -72,7 +80,7 @@ def operating_point(released: ReleasedCounts) -> dict[str, Any] | None:
     the noise on it would explain.
     """
     scores = released.array(SCORES)
-    if released.classes != 2 or scores is None:
+    if released.classes != 2 or released.task != CLASSIFICATION or scores is None:
         return None
     deviation = released.stddev(SCORES)
     drawn = _redrawn(scores, deviation, REDRAWS)[:, 0]
@@ -98,13 +106,22 @@ def operating_point(released: ReleasedCounts) -> dict[str, Any] | None:
     }
 
 
+def finding_points(released: ReleasedCounts) -> list[dict[str, Any] | None]:
+    """`operating_point` of each finding of a multi-label task, in label order; empty without scores."""
+    scores = released.array(SCORES)
+    if released.task != MULTI_LABEL or scores is None:
+        return []
+    alone = replace(released, classes=2, task=CLASSIFICATION)
+    return [operating_point(replace(alone, counts={SCORES: pair.ravel().tolist()})) for pair in scores]
+
+
 def calibration(released: ReleasedCounts) -> list[dict[str, float | None]]:
     """Per bin of the finding's probability the share of patients who have it; two classes only.
 
     `observed` is None in a bin that noise alone could have filled. Empty where that is so in most of them.
     """
     scores = released.array(SCORES)
-    if released.classes != 2 or scores is None:
+    if released.classes != 2 or released.task != CLASSIFICATION or scores is None:
         return []
     positives, others = scores[0]
     total, least = positives + others, _least(released.stddev(SCORES), 2)
@@ -123,10 +140,13 @@ def calibration(released: ReleasedCounts) -> list[dict[str, float | None]]:
 
 def _metrics(released: ReleasedCounts, *, redraws: int) -> dict[str, FloatArray]:
     """Each metric of the released counts (first) and of `redraws` noisier ones; NaN where undefined."""
-    values = dict.fromkeys(METRICS, np.full(1 + redraws, np.nan))
+    own = RATES.get(released.task)
+    names = METRICS if own is None else ("auc", *own.names)
+    values = dict.fromkeys(names, np.full(1 + redraws, np.nan))
     if (confusion := released.array(CONFUSION)) is not None:
         deviation = released.stddev(CONFUSION)
-        values |= _rates(_redrawn(confusion, deviation, redraws), deviation)
+        drawn = _redrawn(confusion, deviation, redraws)
+        values |= _rates(drawn, deviation) if own is None else own.rates(drawn, deviation)
     if (scores := released.array(SCORES)) is not None:
         deviation = released.stddev(SCORES)
         values["auc"] = _areas(_redrawn(scores, deviation, redraws), deviation)
@@ -183,22 +203,6 @@ def _areas(scores: FloatArray, deviation: float) -> FloatArray:
     return _mean_of_defined(_ratio(ordered, pairs, 0.0))
 
 
-def _least(deviation: float, cells: int) -> float:
-    """What a sum of so many noisy cells must exceed to tell that anybody is in it."""
-    return _LEAST_DEVIATIONS * deviation * math.sqrt(cells)
-
-
-def _ratio(numerator: FloatArray, denominator: FloatArray, least: float) -> FloatArray:
-    nowhere = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), np.nan)
-    np.divide(numerator, denominator, out=nowhere, where=denominator > max(least, 0.0))
-    return nowhere
-
-
-def _mean_of_defined(values: FloatArray) -> FloatArray:
-    """Mean over the second axis of the entries that are not NaN; NaN where all are."""
-    return _ratio(np.nansum(values, axis=1), np.isfinite(values).sum(axis=1).astype(np.float64), 0.0)
-
-
 def _spread(values: FloatArray) -> float | None:
     defined = values[np.isfinite(values)]
     if len(defined) <= len(values) / 2:
@@ -206,5 +210,5 @@ def _spread(values: FloatArray) -> float | None:
     return float(defined.std()) if np.ptp(defined) else 0.0
 
 
-def _within_bounds(value: float) -> float | None:
-    return min(1.0, max(0.0, float(value))) if math.isfinite(value) else None
+def _within_bounds(value: float, lowest: float, highest: float) -> float | None:
+    return min(highest, max(lowest, float(value))) if math.isfinite(value) else None

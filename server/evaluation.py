@@ -98,6 +98,7 @@ def _evaluate(federation: Federation, state: RunState, hospitals: Sequence[Hospi
         "final": final,
         "time": time.time(),
         "model_sha256": sha256,
+        "task": config.data.task,
         "classes": len(config.data.classes),
         "score_bins": config.evaluation.score_bins,
         "hospitals": {name: one.to_dict() for name, one in sorted(asked.items())},

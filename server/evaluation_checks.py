@@ -60,7 +60,12 @@ def _checked(reply: Message, question: Question, hospital: Hospital) -> CountedA
     if not isinstance(record, MetricRecord) or not record or set(record) - set(KINDS):
         raise InvalidUpdateError(Defect.COUNTS)
     asked = question.plan
-    plan = CountPlan.of(record, classes=len(asked.data.classes), score_bins=asked.evaluation.score_bins)
+    plan = CountPlan.of(
+        record,
+        classes=len(asked.data.classes),
+        score_bins=asked.evaluation.score_bins,
+        task=asked.data.task,
+    )
     answer = CountedAnswer(
         plan=plan,
         counts={kind: _cells(record[kind], plan.length(kind)) for kind in plan.kinds},

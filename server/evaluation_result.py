@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.released_counts import ReleasedCounts, calibration, metrics_of, noise_of_metrics, operating_point
+from common.released_counts import (
+    ReleasedCounts,
+    calibration,
+    finding_points,
+    metrics_of,
+    noise_of_metrics,
+    operating_point,
+)
+from common.task_kinds import CLASSIFICATION
 from server.exposure import PERHAPS_CHARGED
 from server.update_checks import Outcome
 
@@ -72,7 +80,10 @@ def model_numbers(folder: Path, *, model_sha256: str | None = None) -> dict[str,
     if final is None:
         return {"operating_point": None, "calibration": []}
     released = _released(final)
-    return {"operating_point": operating_point(released), "calibration": calibration(released)}
+    point, points = operating_point(released), finding_points(released)
+    return {"operating_point": point, "calibration": calibration(released)} | (
+        {"operating_points": points} if points else {}
+    )
 
 
 def _scores(line: Line) -> dict[str, Any]:
@@ -102,6 +113,7 @@ def _released(line: Line) -> ReleasedCounts:
         score_bins=line["score_bins"],
         counts=line["counts"],
         noise_variance=line["noise_variance"],
+        task=line.get("task", CLASSIFICATION),
     )
 
 

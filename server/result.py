@@ -79,6 +79,7 @@ def write_model(folder: RunFolder, config: FederationConfig, state: RunState) ->
         "run_id": state.run_id,
         "rounds": state.round_number,
         "task": config.data.task,
+        "loss": config.training.loss,
         "classes": list(config.data.classes),
         "spec": config.model_spec.model_dump(mode="json", by_alias=True),
         "preprocessing": Preprocessing(

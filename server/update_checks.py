@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 ABSOLUTE_NORM_LIMIT = 1e6
 """No honest update is larger; where the plan gives no bound this alone keeps sums finite."""
 _ADAM_STEP = 7.3
+_RMSPROP_STEP = 10.0
 _LEAST_SHARE_OF_COST = 0.99
 """Accountants of honest hospitals differ by less."""
 _UPDATE_RECORDS = {messages.ENVELOPE, messages.ARRAYS, messages.METRICS}
@@ -148,7 +149,10 @@ def update_norm_bound(
     weigh sum_t (1 - m^t) / (1 - m), t = 1..T (T without momentum); decay adds lr * decay * |w| per step.
 
     Adam. |m_hat / sqrt(v_hat)| is at most 7.3 per coordinate for beta = (0.9, 0.999) whatever the gradients
-    are (Cauchy-Schwarz on the two moving averages), so a step is at most 7.3 lr sqrt(d).
+    are (Cauchy-Schwarz on the two moving averages), so a step is at most 7.3 lr sqrt(d). RMSprop with its
+    decay 0.99 keeps v >= 0.01 g^2, so |g / sqrt(v)| is at most 10. DP-AdamBC divides by the root of
+    max(v_hat - Phi, floor), Phi = (sigma C / (q n))^2, which is at least v_hat floor / (Phi + floor): at most
+    7.3 sqrt(1 + Phi / floor) per coordinate.
 
     SGD without privacy does not clip, and a reproducible run does not say its noise: there is no bound.
     Example: q n = 100, C = 1, sigma = 1, d = 10,000, lr = 0.5, one step: 0.5 * (196 + 108) / 100 = 1.52.
@@ -158,6 +162,14 @@ def update_norm_bound(
     pull = training.weight_decay * weights_norm
     if training.optimizer == "adam":
         return training.learning_rate * steps * (_ADAM_STEP * dimension + pull)
+    if training.optimizer == "rmsprop":
+        return training.learning_rate * steps * (_RMSPROP_STEP * dimension + pull)
+    if training.optimizer == "adam-bc":
+        if noise_multiplier is None:
+            return None
+        noise = noise_multiplier * privacy.l2_clip_norm / (privacy.sampling_rate * enrolled)
+        largest = _ADAM_STEP * math.sqrt(1 + noise**2 / training.adam_bc_floor)
+        return training.learning_rate * steps * (largest * dimension + pull)
     if plan.federation.private and noise_multiplier is not None:
         expected_batch = privacy.sampling_rate * enrolled
         largest_batch = expected_batch + 8 * math.sqrt(expected_batch) + 16

@@ -89,7 +89,11 @@ def _first_range(plan: PublicPlan, size: int, *, largest_weight: int) -> float:
     """Up to where a hospital's weighted update reaches in a parameter of so many numbers, as a guess."""
     training, steps = plan.training, plan.privacy.local_steps
     rate = training.learning_rate
-    if training.optimizer == "adam":  # a step is about the learning rate in every number
+    if training.optimizer == "adam-bc":  # more where the square of a gradient is hardly above its noise
+        sigma = _expected_noise(plan, largest_weight=largest_weight, epsilon=_FIRST_EPSILON[8])
+        noise = sigma * plan.privacy.l2_clip_norm / (plan.privacy.sampling_rate * largest_weight)
+        return largest_weight * rate * steps * math.sqrt(1 + noise**2 / training.adam_bc_floor)
+    if training.optimizer != "sgd":  # a step is about the learning rate in every number
         return largest_weight * rate * steps
     m = training.momentum
     coherent = (steps - m * (1 - m**steps) / (1 - m)) / (1 - m)  # as in `update_norm_bound`

@@ -15,6 +15,7 @@ import numpy as np
 from common.config import FederationConfig
 from common.errors import ConfigError, FederationError
 from common.pages.html import duration, figure, interval
+from common.tasks import task_of
 from simulations.comparison import SCORES, Trained, interval_of, score, to_dict
 from simulations.preparation import HELD_BACK, Prepared, new_run_folder, prepare
 from simulations.run import Outcome, train_in
@@ -144,11 +145,11 @@ def _score_all(base: Prepared, done: Sequence[_Done], *, seed: int) -> list[Trai
         )
     test = base.held_back.sets["test"]
     said = predict_test_split(base.folder / HELD_BACK, runs)
-    trained = []
+    trained, task = [], task_of(base.config)
     for d in done:
         result = d.outcome.result if d.outcome is not None else {}
         scores, samples = (
-            score(said[d.way.name], test.targets, test.units, seed=seed)
+            score(said[d.way.name], test.targets, test.units, seed=seed, task=task)
             if d.way.name in said
             else (dict.fromkeys(SCORES), {})
         )
@@ -176,6 +177,7 @@ def _head(base: Prepared, scenario: Scenario) -> dict[str, Any]:
         "schema": 1,
         "data": {
             "name": base.facts.name,
+            "task": base.config.data.task,
             "classes": list(base.facts.classes),
             "unit": base.facts.unit,
             "generated": scenario.generates_images,

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from common import metrics
 from common.pages.html import figure, interval
+from common.tasks import Task
+from simulations.task_scoring import has_own_scores, task_samples
 from simulations.ways import Way
 
 SCORES = ("auc", "accuracy", "recall", "f1")
@@ -81,9 +83,22 @@ class Verdict:
 
 
 def score(
-    probabilities: FloatArray, targets: NDArray[np.int64], units: NDArray[np.int64], *, seed: int
+    probabilities: FloatArray,
+    targets: NDArray[np.int64],
+    units: NDArray[np.int64],
+    *,
+    seed: int,
+    task: Task | None = None,
 ) -> tuple[dict[str, float | None], dict[str, FloatArray]]:
-    """Scores of one model and their bootstrap samples by patient; the same seed draws the same patients."""
+    """Scores of one model and their bootstrap samples by patient; the same seed draws the same patients.
+
+    Without a task it is a classification; a score that a task does not have is None.
+    """
+    if task is not None and has_own_scores(task):
+        found = task.metrics(probabilities, targets)
+        drawn = task_samples(task, probabilities, targets, units, seed=seed, resamples=RESAMPLES)
+        undefined = np.full(RESAMPLES, np.nan)
+        return {name: found.get(name) for name in SCORES}, {n: drawn.get(n, undefined) for n in SCORES}
     whole = metrics.classification_metrics(probabilities, targets)
     return {name: whole[name] for name in SCORES}, metrics.bootstrap_samples(
         probabilities, targets, units=units, metrics=SCORES, resamples=RESAMPLES, seed=seed

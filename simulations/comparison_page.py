@@ -8,6 +8,7 @@ from common.files import write_bytes_atomically, write_json_atomically
 from common.pages.document import Plot, document, images
 from common.pages.html import Html, duration, figure, interval, quantity, section, table, tag
 from common.pages.style import COLOURS
+from common.task_kinds import CLASSIFICATION, MULTI_LABEL, ORDINAL
 from server.reporting.canvas import canvas, short
 from server.reporting.model_card import plain
 from simulations.comparison import SCORES, Row, Trained, Verdict, rows_of, verdicts_of
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 JSON, MARKDOWN, PAGE, PLOT = "comparison.json", "comparison.md", "comparison.html", "comparison.png"
+_MEANS = {
+    MULTI_LABEL: "Several findings at once: AUC and F1 are means over findings, the other scores undefined.",
+    ORDINAL: "Ordered levels: AUC is the mean over the steps between them; recall and F1 are not defined.",
+}
 HEADER = ("way", "AUC", "accuracy", "recall", "F1", "rounds", "time")
 _COLOURS = {"central": COLOURS[2], "alone": COLOURS[7], "federated": COLOURS[0]}
 
@@ -144,6 +149,8 @@ def _limits(content: Mapping[str, Any]) -> list[str]:
         "Rows without an epsilon are not private.",
         "Research use only, not a medical device.",
     ]
+    if (task := content["data"].get("task", CLASSIFICATION)) in _MEANS:
+        lines.insert(0, _MEANS[task])
     if content["reproducible"]:
         lines.insert(0, "Reproducible: noise comes from the seed, so no row of this comparison is private.")
     return lines

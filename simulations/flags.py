@@ -23,6 +23,7 @@ _METAVARS = {
 _SWITCHES = {"reproducible"}
 _NUMBERS: dict[str, type[int] | type[float]] = {
     "image_size": int,
+    "max_skipped_share": float,
     "channels": int,
     "hospitals": int,
     "rounds": int,

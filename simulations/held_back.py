@@ -44,6 +44,7 @@ class ScoredSet:
     images: NDArray[np.uint8]
     """(rows, channels, size, size)"""
     targets: NDArray[np.int64]
+    """(rows,) or (rows, findings)."""
     units: NDArray[np.int64]
     """(rows,) which patient, by number."""
     hospitals: NDArray[np.int64]

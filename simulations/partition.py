@@ -130,7 +130,14 @@ def partition_units(
 
 
 def majority_labels(targets: Units, units: Units, *, num_units: int) -> Units:
-    """(units,) the most frequent label of each unit's rows, the lower one among equals."""
+    """(units,) the most frequent label of each unit's rows, the lower one among equals.
+
+    Targets (rows, findings): a number for each set of findings, with those that half of the rows have.
+    """
+    if targets.ndim == 2:
+        had = np.zeros((num_units, targets.shape[1]))
+        np.add.at(had, units, 2 * targets - 1)
+        return np.unique(had >= 0, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
     counts = np.zeros((num_units, int(targets.max(initial=0)) + 1), dtype=np.int64)
     np.add.at(counts, (units, targets), 1)
     return np.asarray(counts.argmax(axis=1), np.int64)

@@ -45,7 +45,7 @@ def serve(connection: Connection, held_back: str, configs: list[FederationConfig
     from common.parameters import read_safetensors
     from common.preprocessing import Preprocessing
     from common.scoring import image_probabilities
-    from common.tasks import make_task
+    from common.tasks import task_of
     from simulations.engines.worker import prepare_process
     from simulations.held_back import read_held_back
 
@@ -53,7 +53,7 @@ def serve(connection: Connection, held_back: str, configs: list[FederationConfig
     images = read_held_back(Path(held_back)).sets["test"].images
     for config in configs:
         preprocessing = Preprocessing(image_size=config.data.image_size, channels=config.data.channels)
-        task = make_task(config.data.task, config.data.classes)
+        task = task_of(config)
         model = build_model(config.model_spec).eval()
         load_parameters(model, read_safetensors(Path(config.runtime.run_folder) / MODEL))
         said = image_probabilities(model, task, images, preprocessing=preprocessing)

@@ -12,6 +12,7 @@ from client.images.dataset import read_records
 from client.images.decode import guarded_pillow
 from client.images.decoded import DecodedRecords, decode_records
 from client.images.entries import read_entry
+from client.images.findings import findings_in
 from client.images.labels import classes_of, with_classes
 from client.images.phantoms import CLASSES, hospital_phantoms
 from client.images.records import ImageArray, ImageFiles, Records, Unusable, count_reasons
@@ -19,6 +20,7 @@ from common.errors import ConfigError
 from common.examples import Examples, concatenate
 from common.hospital_config import DataConfig
 from common.preprocessing import Preprocessing
+from common.task_kinds import CLASSIFICATION, MULTI_LABEL
 from simulations.partition import FOLDERS_COLUMN, slug
 from simulations.scenario import DEFAULT_HOSPITALS, Scenario
 
@@ -47,9 +49,9 @@ def read_images(scenario: Scenario) -> ReadImages:
         return _generate(scenario)
     data, classes = data_config(scenario), _asked_classes(scenario)
     if scenario.partition_spec.kind == "folders":
-        records = _read_folders(data, classes)
+        records = _read_folders(data, classes, scenario.task_name)
     else:
-        records = [("", read_records(data, classes=classes))]
+        records = [("", read_records(data, classes=classes, task=scenario.task_name))]
     preprocessing = Preprocessing(
         image_size=scenario.image_size or _native_size(records[0][1]) or DEFAULT_IMAGE_SIZE,
         channels=scenario.channels or channels_of(records[0][1]),
@@ -76,6 +78,7 @@ def read_images(scenario: Scenario) -> ReadImages:
 
 def data_config(scenario: Scenario) -> DataConfig:
     """Where the scenario's images are."""
+    most = scenario.max_skipped_share
     return DataConfig(
         path=scenario.data,
         path_column=scenario.path_column,
@@ -85,6 +88,7 @@ def data_config(scenario: Scenario) -> DataConfig:
         split_column=scenario.split_column,
         frame_column=scenario.frame_column,
         volume_column=scenario.volume_column,
+        **({} if most is None else {"max_skipped_share": most}),
     )
 
 
@@ -149,7 +153,7 @@ def _asked_classes(scenario: Scenario) -> Sequence[str] | None:
     return classes
 
 
-def _read_folders(data: DataConfig, classes: Sequence[str] | None) -> list[tuple[str, Records]]:
+def _read_folders(data: DataConfig, classes: Sequence[str] | None, task: str) -> list[tuple[str, Records]]:
     """(name, records) of each sub-folder of the data root, with the classes of all of them."""
     root = Path(data.path)
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
@@ -161,9 +165,10 @@ def _read_folders(data: DataConfig, classes: Sequence[str] | None) -> list[tuple
         )
     # Reading with one made-up class list would skip everything, so each folder is read as it is first.
     read = [_read_folder(data.model_copy(update={"path": str(folder)})) for folder in folders]
-    names = classes or _united(read)
+    names = classes or _united(read, task)
     return [
-        (folder.name, with_classes(records, names)) for folder, records in zip(folders, read, strict=True)
+        (folder.name, with_classes(records, names, task=task))
+        for folder, records in zip(folders, read, strict=True)
     ]
 
 
@@ -173,9 +178,14 @@ def _read_folder(data: DataConfig) -> Records:
     return find_records(data)
 
 
-def _united(parts: Sequence[Records]) -> tuple[str, ...]:
+def _united(parts: Sequence[Records], task: str) -> tuple[str, ...]:
     stated = {part.classes for part in parts if part.classes}
-    return stated.pop() if len(stated) == 1 else classes_of(label for part in parts for label in part.labels)
+    if len(stated) == 1:
+        return stated.pop()
+    labels = [label for part in parts for label in part.labels]
+    if task == MULTI_LABEL:
+        labels = [name for label in labels for name in findings_in(label)]
+    return classes_of(labels)
 
 
 def _join(names: Sequence[str], parts: Sequence[DecodedRecords]) -> DecodedRecords:
@@ -216,6 +226,12 @@ def _joined_id(part: DecodedRecords, folder: str, unit_id: str) -> str:
 def _generate(scenario: Scenario) -> ReadImages:
     """Chest phantoms of several hospitals, each with its own scanner."""
     spec = scenario.partition_spec
+    if scenario.task_name != CLASSIFICATION:
+        raise ConfigError(
+            f"generated images have no labels for a task {scenario.task_name}",
+            why="each phantom has one finding or none",
+            fix="name --data, or leave --task out",
+        )
     if spec.finds_hospitals and spec.column != "site":
         raise ConfigError(
             f"generated images have no column {spec.column!r}",

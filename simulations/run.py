@@ -35,6 +35,7 @@ from simulations.scoring import Scoring, complete_result, newest_checkpoint
 
 INITIAL_WEIGHTS, STOP = "initial.safetensors", "stop"
 _MOST_LINES = 20
+_SHOWN = ("auc", "accuracy", "recall", "f1", "quadratic_kappa", "mae", "exact_match")
 """Hospitals that have a line of their own."""
 Say = Callable[[str], None]
 
@@ -239,7 +240,7 @@ def conclusion(folder: Path, result: dict[str, Any], report: Path) -> list[str]:
         ("test", "test"),
     ):
         scores = result.get(name) or {}
-        shown = [score for score in ("auc", "accuracy", "recall", "f1") if scores.get(score)]
+        shown = [score for score in _SHOWN if scores.get(score)]
         if not shown:
             continue
         first, *others = [f"{score} {scores[score]:.3f}" for score in shown]

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from common.errors import ConfigError
 from common.models.names import MODELS
 from common.settings import Section, parse, with_overrides
+from common.task_kinds import CLASSIFICATION, LOSSES
 
 if TYPE_CHECKING:
     from common.config import FederationConfig
@@ -34,8 +35,10 @@ class Scenario(Section):
     """CSV: column of the image file."""
     path_root: str = ""
     """CSV: folder that the image paths start from."""
+    task: str = ""
+    """classification, multi-label or ordinal."""
     label_column: str = ""
-    """CSV: column of the label."""
+    """CSV: column of the label; several: docs/tasks.md."""
     patient_column: str = ""
     """CSV: column of the patient."""
     split_column: str = ""
@@ -44,6 +47,8 @@ class Scenario(Section):
     """CSV: column of the frame or slice to read."""
     volume_column: str = ""
     """CSV: column of a 4-D file's volume."""
+    max_skipped_share: float | None = Field(default=None, ge=0, le=1)
+    """Share of unusable images at most; 0.05."""
     image_size: int | None = Field(default=None, ge=8, le=2048)
     """Side of the square image; as in the data for a `.npz`, else 64."""
     channels: Literal[1, 3] | None = None
@@ -83,7 +88,14 @@ class Scenario(Section):
             raise ValueError("--private false has no --epsilon and no --delta")
         if self.model and self.model not in MODELS:
             raise ValueError(f"there is no model {self.model!r}; choose one of {', '.join(MODELS)}")
+        if self.task and self.task not in LOSSES:
+            raise ValueError(f"there is no task {self.task!r}; choose one of {', '.join(LOSSES)}")
         return self
+
+    @property
+    def task_name(self) -> str:
+        """The task as asked for by flag or setting. Raises ConfigError."""
+        return str(self.overrides.get("data", {}).get("task") or self.task or CLASSIFICATION)
 
     @property
     def generates_images(self) -> bool:
@@ -157,12 +169,14 @@ def _base(scenario: Scenario, facts: DataFacts, model: str) -> dict[str, Any]:
             "reproducible": scenario.reproducible,
         },
         "data": {
+            "task": scenario.task_name,
             "classes": list(facts.classes),
             "image-size": facts.image_size,
             "channels": facts.channels,
             "unit": facts.unit,
         },
         "model": {"name": model},
+        "training": {"loss": LOSSES.get(scenario.task_name, ("cross-entropy",))[0]},
         # Simulated hospitals are here in seconds or never.
         "server": {"patience-s": SIMULATION_PATIENCE_S},
     }

@@ -19,8 +19,9 @@ from common.errors import FederationError
 from common.parameters import Parameters, read_safetensors, write_safetensors
 from common.preprocessing import Preprocessing
 from common.scoring import ROWS_AT_ONCE, image_probabilities
-from common.tasks import Task, make_task
+from common.tasks import Task, task_of
 from simulations.held_back import HeldBack, ScoredSet, read_held_back
+from simulations.task_scoring import has_own_scores, task_evaluation
 
 _MOST_ROC_POINTS = 200
 _INTERVALS = ("auc", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1")
@@ -64,7 +65,7 @@ class Scorer:
         from common.models.registry import build_model
 
         self.held_back = held_back
-        self.task: Task = make_task(config.data.task, config.data.classes)
+        self.task: Task = task_of(config)
         self._preprocessing = Preprocessing(image_size=config.data.image_size, channels=config.data.channels)
         self._model = build_model(config.model_spec).eval()
         self._stage, self._trained = fixed_stage(self._model), trained_stage(self._model)
@@ -87,11 +88,15 @@ class Scorer:
             }
         return {
             "splits": {
-                name: evaluation(said[name], scored, classes=self.task.classes, seed=self._seed)
-                for name, scored in self.held_back.sets.items()
+                name: self._evaluation(said[name], scored) for name, scored in self.held_back.sets.items()
             },
             "hospitals": self._hospitals(said, wanted["hospitals"]),
         }
+
+    def _evaluation(self, said: FloatArray, scored: ScoredSet) -> dict[str, Any]:
+        if has_own_scores(self.task):
+            return task_evaluation(self.task, said, scored.targets, scored.units, seed=self._seed)
+        return evaluation(said, scored, classes=self.task.classes, seed=self._seed)
 
     def _checkpoint(self, folder: Path) -> Parameters:
         """The model that the run would hand out at a checkpoint: its last one, or the moving average."""

@@ -125,7 +125,11 @@ def _merged(base: Prepared) -> Examples:
     for hospital in base.hospitals:
         data = DataConfig(path=str(base.folder / HOSPITALS / hospital.name / "data" / "images.npz"))
         images = read_hospital_images(
-            data, preprocessing=preprocessing, classes=base.facts.classes, cache_folder=None
+            data,
+            preprocessing=preprocessing,
+            classes=base.facts.classes,
+            cache_folder=None,
+            task=base.config.data.task,
         )
         parts.append(images.train)
     return concatenate(parts)

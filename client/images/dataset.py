@@ -19,6 +19,7 @@ from client.images.splits import SPLITS, TEST, TRAIN, VALIDATION, keyed_choice
 from common.examples import Examples
 from common.hospital_config import DataConfig
 from common.preprocessing import Preprocessing
+from common.task_kinds import CLASSIFICATION
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -44,16 +45,17 @@ class HospitalImages:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images of each class in each split."""
+        """Images of each class in each split; one with several findings counts for each of them."""
         table: dict[str, dict[str, int]] = {}
         for split in SPLITS:
             targets = getattr(self, split).targets
-            counted = np.bincount(targets, minlength=len(self.classes))
+            several = targets.ndim == 2
+            counted = targets.sum(axis=0) if several else np.bincount(targets, minlength=len(self.classes))
             table[split] = dict(zip(self.classes, counted.tolist(), strict=True))
         return table
 
 
-def read_records(data: DataConfig, *, classes: Sequence[str] | None) -> Records:
+def read_records(data: DataConfig, *, classes: Sequence[str] | None, task: str = CLASSIFICATION) -> Records:
     """Find the images without decoding one; labels become `classes` (those in the data when None).
 
     Raises DataError when the data are in no known layout or nothing is left.
@@ -61,7 +63,7 @@ def read_records(data: DataConfig, *, classes: Sequence[str] | None) -> Records:
     found = find_records(data)
     if not len(found):
         check_skipped(0, found.skipped, max_share=1.0)
-    records = with_classes(found, classes)
+    records = with_classes(found, classes, task=task)
     if not len(records):
         check_skipped(0, records.skipped, max_share=1.0)
     return records
@@ -74,6 +76,7 @@ def read_hospital_images(
     classes: Sequence[str] | None,
     cache_folder: Path | None,
     split_key: bytes = b"",
+    task: str = CLASSIFICATION,
 ) -> HospitalImages:
     """Read all images of a hospital.
 
@@ -83,7 +86,7 @@ def read_hospital_images(
     if data.validation_share and not split_key:
         raise ValueError("validation_share needs a split_key: without a secret anybody could tell who trains")
     decoded = decode_records(
-        read_records(data, classes=classes),
+        read_records(data, classes=classes, task=task),
         preprocessing=preprocessing,
         cache_folder=cache_folder,
         max_pixels=data.max_pixels,

@@ -1,16 +1,18 @@
 """From records to examples: decode every image once, on all cores, and put each unit on one side."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.images.batch import decode_all, on_all_cores
 from client.images.cache import DecodeCache, Decoded
 from client.images.decode import DecodedImage, fitted, pixels_digest
 from client.images.entries import ContentChanged, entry_digest, read_entry
+from client.images.findings import label_matrix
 from client.images.records import (
     ImageArray,
     ImageFiles,
@@ -25,6 +27,7 @@ from client.images.splits import splits_of_units
 from common.errors import DataError
 from common.examples import Examples
 from common.preprocessing import Preprocessing
+from common.task_kinds import MULTI_LABEL
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -100,14 +103,13 @@ def decode_records(
     ids = pictures if records.unit_ids is None else [records.unit_ids[row] for row in usable]
     number_of: dict[str, int] = {}
     units = np.array([number_of.setdefault(unit, len(number_of)) for unit in ids], np.int64)
-    class_of = {name: index for index, name in enumerate(records.classes)}
     unit_splits, torn = splits_of_units(
         units, [records.splits[row] for row in usable], num_units=len(number_of)
     )
     return DecodedRecords(
         examples=Examples(
             inputs={"image": pixels},
-            targets=np.array([class_of[records.labels[row]] for row in usable], np.int64),
+            targets=targets_of([records.labels[row] for row in usable], records),
             units=units,
             unit_ids=tuple(number_of),
         ),
@@ -120,6 +122,14 @@ def decode_records(
         repeated_images=len(pictures) - len(set(pictures)),
         layout=records.layout,
     )
+
+
+def targets_of(labels: Sequence[str], records: Records) -> NDArray[np.int64]:
+    """(rows,) class of each label, or (rows, classes) of 0 and 1 for a multi-label task."""
+    if records.task == MULTI_LABEL:
+        return label_matrix(labels, records.classes)
+    class_of = {name: index for index, name in enumerate(records.classes)}
+    return np.array([class_of[label] for label in labels], np.int64)
 
 
 def _fingerprint(records: Records, seen: SeenFiles) -> tuple[Records, list[str]]:

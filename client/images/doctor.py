@@ -13,6 +13,7 @@ from client.images.splits import SPLITS
 from common.errors import DataError
 from common.hospital_config import DataConfig
 from common.preprocessing import Preprocessing
+from common.task_kinds import CLASSIFICATION
 
 Row = tuple[str, str, str]
 """(check, result, what to do); the last is empty where nothing needs to be done."""
@@ -120,6 +121,7 @@ def check_images(
     classes: Sequence[str] | None,
     cache_folder: Path | None,
     split_key: bytes = b"",
+    task: str = CLASSIFICATION,
 ) -> Checkup:
     """Read all images as training would and say how they are; data that cannot be used are a result too."""
     lenient = data.model_copy(update={"max_skipped_share": 1.0})
@@ -130,15 +132,16 @@ def check_images(
             classes=classes,
             cache_folder=cache_folder,
             split_key=split_key,
+            task=task,
         )
     except DataError as problem:
         return Checkup(path=data.path, problem=problem, images={}, units={})
-    return _describe(images, data, cache_folder, formats=_formats(lenient, classes))
+    return _describe(images, data, cache_folder, formats=_formats(lenient, classes, task))
 
 
-def _formats(data: DataConfig, classes: Sequence[str] | None) -> dict[str, int]:
+def _formats(data: DataConfig, classes: Sequence[str] | None, task: str) -> dict[str, int]:
     """How many entries are of which format, the most frequent first."""
-    source = read_records(data, classes=classes).source
+    source = read_records(data, classes=classes, task=task).source
     if isinstance(source, ImageArray):
         return {"array": len(source)}
     return dict(Counter(format_name(path) for path in source.paths).most_common())

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from client.images.folders import find_class_folders, read_folders, tables_in
-from client.images.manifest import read_manifest
+from client.images.manifest import label_columns, read_manifest
 from client.images.npz import read_npz
 from client.images.records import Records
 from client.images.tables import Table, read_table
@@ -62,7 +62,7 @@ def _manifest_in(path: Path, data: DataConfig) -> Table | None:
         try:
             table = read_table(candidate)
             table.need("path", data.path_column)
-            table.need("label", data.label_column)
+            label_columns(table, data)
         except DataError:
             continue
         return table

@@ -1,16 +1,18 @@
 """Layout 3: a CSV manifest with one image per row."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from client.images.decode import DataFolder
+from client.images.findings import LADDER, joined_columns, ladder_level
 from client.images.records import ImageFiles, Records, SkippedImage, SkipReason, Unusable, View
 from client.images.splits import split_named
 from client.images.tables import Table
 from common.errors import DataError
 from common.hospital_config import DataConfig
+from common.task_kinds import CLASSIFICATION, MULTI_LABEL
 
 
 def read_manifest(table: Table, data: DataConfig) -> Records:
@@ -19,7 +21,7 @@ def read_manifest(table: Table, data: DataConfig) -> Records:
     Raises DataError when a needed column or the folder of the images is missing.
     """
     path_column = table.need("path", data.path_column)
-    label_column = table.need("label", data.label_column)
+    labels = label_columns(table, data)
     patient_column = table.column("patient", data.patient_column)
     split_column = _split_column(table, data)
     frame_column = _number_column(table, "frame", data.frame_column)
@@ -41,7 +43,7 @@ def read_manifest(table: Table, data: DataConfig) -> Records:
             )
             if entry in entries:
                 raise Unusable(SkipReason.LISTED_TWICE)
-            if not row[label_column]:
+            if not _label(row, labels, data):
                 raise Unusable(SkipReason.BLANK_LABEL)
             if patient_column and not row[patient_column]:
                 raise Unusable(SkipReason.BLANK_PATIENT)
@@ -54,7 +56,7 @@ def read_manifest(table: Table, data: DataConfig) -> Records:
         kept.append(row)
     return Records(
         source=ImageFiles(root, tuple(path for path, _ in entries), tuple(view for _, view in entries)),
-        labels=tuple(row[label_column] for row in kept),
+        labels=tuple(_label(row, labels, data) for row in kept),
         unit="patient" if patient_column else "image",
         unit_ids=tuple(row[patient_column] for row in kept) if patient_column else None,
         splits=tuple((split_column and split_named(row[split_column])) or "" for row in kept),
@@ -63,10 +65,31 @@ def read_manifest(table: Table, data: DataConfig) -> Records:
             for column in table.others([path_column, patient_column])
         },
         skipped=tuple(skipped),
+        task=MULTI_LABEL if len(labels) > 1 and _sign(data.label_column) == "," else CLASSIFICATION,
         layout=_describe(
-            path_column, label_column, patient_column, split_column, frame_column, volume_column
+            path_column, ", ".join(labels), patient_column, split_column, frame_column, volume_column
         ),
     )
+
+
+def label_columns(table: Table, data: DataConfig) -> tuple[str, ...]:
+    """The column of the label, or several of yes and no, with commas or `>` between (`data.label-column`)."""
+    configured = data.label_column
+    if configured in table.columns or _sign(configured) == "":
+        return (table.need("label", configured),)
+    names = configured.split(_sign(configured))
+    return tuple(table.need("label", name.strip()) for name in names if name.strip())
+
+
+def _sign(configured: str) -> str:
+    """What stands between columns: `>` of a ladder, commas of findings, nothing of one column."""
+    return next((sign for sign in (LADDER, ",") if sign in configured), "")
+
+
+def _label(row: Mapping[str, str], columns: Sequence[str], data: DataConfig) -> str:
+    if len(columns) == 1:
+        return row[columns[0]]
+    return (ladder_level if _sign(data.label_column) == LADDER else joined_columns)(row, columns)
 
 
 def image_folder(table: Table, data: DataConfig) -> Path:

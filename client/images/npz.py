@@ -14,10 +14,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.images.findings import joined_numbers
 from client.images.parts import is_part, mapped_images
 from client.images.records import ImageArray, Records, SkippedImage, SkipReason, Unit
 from client.images.splits import split_named
 from common.errors import DataError
+from common.task_kinds import CLASSIFICATION, MULTI_LABEL
 
 _DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 _FIX = (
@@ -55,6 +57,7 @@ def read_npz(path: Path, *, max_pixels: int) -> Records:
         splits=tuple(split_named(prefix) or "" for prefix, images, _ in blocks for _ in images),
         groups=joined,
         classes=classes,
+        task=MULTI_LABEL if _has_findings(columns) else CLASSIFICATION,
         layout="MedMNIST .npz",
     )
     return _without_blank_patients(records)
@@ -88,21 +91,28 @@ def _blocks(
 
 
 def _column(path: Path, name: str, values: NDArray[Any], rows: int) -> tuple[str, ...] | None:
-    """(rows,) texts of a column (N,) or (N, 1); None for an array of another kind, such as boxes."""
+    """(rows,) texts of a column (N,) or (N, 1), of labels also (N, K); None for any other, such as boxes."""
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.shape == (rows,):
         return _texts(values)
     if name.endswith("_labels"):
-        many = values.ndim == 2 and len(values) == rows
+        if values.ndim == 2 and len(values) == rows and np.isin(values, (0, 1)).all():
+            return joined_numbers(values)
         raise DataError(
             f"{path}: {name} is {values.shape} for {rows} images",
-            why="several labels for one image are not a classification" if many else "one label per image",
+            why="one label per image, or several columns of 0 and 1",
             fix=_FIX,
         )
     if name.endswith("_patients"):
         raise DataError(f"{path}: {name} is {values.shape} for {rows} images", fix="one text for each image")
     return None
+
+
+def _has_findings(columns: dict[str, NDArray[Any]]) -> bool:
+    """Whether labels stand in several columns of 0 and 1."""
+    labels = (values for name, values in columns.items() if name.endswith("_labels"))
+    return any(values.ndim == 2 and values.shape[1] > 1 for values in labels)
 
 
 def _texts(values: NDArray[Any]) -> tuple[str, ...]:

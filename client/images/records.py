@@ -190,7 +190,8 @@ class Records:
 
     source: ImageFiles | ImageArray
     labels: tuple[str, ...]
-    """(rows,) class names, or as written in the data while `classes` is empty."""
+    """(rows,) class names, or as written in the data while `classes` is empty; of several findings the names
+    with `client.images.findings.SEPARATOR` between, empty for none of them."""
     unit: Unit
     unit_ids: tuple[str, ...] | None
     """(rows,) patient of each image; None where only the pixels will tell images apart."""
@@ -202,6 +203,9 @@ class Records:
     skipped: tuple[SkippedImage, ...] = ()
     layout: str = ""
     """Which layout was recognised, in words."""
+    task: str = "classification"
+    """What the labels are for, once they are written as `classes`; before, `multi-label` where they stand in
+    several columns."""
 
     def __post_init__(self) -> None:
         columns = [self.labels, self.splits, *self.groups.values()]

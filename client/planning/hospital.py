@@ -173,6 +173,7 @@ def behind_these_patients(hospital: HospitalFolder, study: PublicPlan) -> tuple[
         classes=study.data.classes if is_enrolled else config.data.classes or None,
         cache_folder=hospital.path / (config.site.cache or "cache"),
         split_key=split_key(ledger.site_key),
+        task=study.data.task,
     )
     by = config.policy.composition
     histories = ledger.histories(ledger.cohort(images.train.unit_ids), composition=by)

@@ -13,6 +13,8 @@ from client.images.batch import on_all_cores
 from client.images.decode import guarded_pillow
 from client.images.entries import read_entry
 from client.images.records import WHOLE, SkipReason, Unusable
+from client.prediction.decisions import decide as decide
+from client.prediction.decisions import decisions, explained_classes
 from client.prediction.doubts import Doubt, Rule, find_doubt
 from client.prediction.inputs import Input
 from client.prediction.stored_model import StoredModel
@@ -109,9 +111,8 @@ def _answered(
     side, channels = stored.preprocessing.image_size, stored.preprocessing.channels
     images = np.stack(found) if found else np.zeros((0, channels, side, side), np.uint8)
     said = image_probabilities(stored.network, stored.task, images, preprocessing=stored.preprocessing)
-    decided = decide(said, threshold=stored.threshold)
-    # Of two classes the finding is explained, also where it is not called: what spoke for it?
-    explained = np.ones_like(decided) if len(stored.task.classes) == 2 else decided
+    decided = decisions(stored.task, said, threshold=stored.threshold, thresholds=stored.thresholds)
+    explained = explained_classes(stored.task, said)
     heat = _heat(stored, images, explained) if with_heat else None
     place_of = {row: place for place, row in enumerate(rows)}
     for row, (asked, read) in enumerate(zip(part, outcomes, strict=True)):
@@ -126,7 +127,7 @@ def _answered(
             yield Answer(
                 name=asked.name,
                 probabilities=dict(zip(stored.task.classes, said[place].tolist(), strict=True)),
-                decision=stored.task.classes[decided[place]],
+                decision=decided[place],
                 observed=_observed(stored.description, said[place]),
                 picture=read.picture,
                 heat=None if heat is None else heat[place],
@@ -134,20 +135,17 @@ def _answered(
             )
 
 
-def decide(probabilities: NDArray[np.float64], *, threshold: float | None) -> NDArray[np.int64]:
-    """(rows,) class of each row: the finding from `threshold` on, else the most probable, ties to the lower.
-
-    As evaluation counts (`common.evaluation.count_patients`, `common.released_counts.operating_point`).
-    """
-    if threshold is not None:
-        return np.asarray(probabilities[:, 1] >= threshold, np.int64)
-    return np.asarray(np.nan_to_num(probabilities, nan=0.0).argmax(axis=1), np.int64)
-
-
 def _heat(stored: StoredModel, images: NDArray[np.uint8], classes: NDArray[np.int64]) -> NDArray[np.float32]:
     from client.prediction.heat_map import heat_maps
+    from client.prediction.task_scores import ScoreOfEach, stands_alone
 
-    return heat_maps(stored.network, images, classes, preprocessing=stored.preprocessing)
+    return heat_maps(
+        ScoreOfEach(stored.network, stored.task.name).eval(),
+        images,
+        classes,
+        preprocessing=stored.preprocessing,
+        against_others=not stands_alone(stored.task),
+    )
 
 
 def _refused(asked: Input, reason: str, words: str, picture: Image.Image | None = None) -> Answer:

@@ -71,9 +71,10 @@ def _banner(answer: Answer, stored: StoredModel) -> Html:
     if answer.probabilities is None:
         words = [tag("strong", f"Not answered: {answer.reason}"), tag("p", answer.words)]
         return tag("div", *words, class_="banner not-private plain", role="note")
-    share = answer.probabilities[answer.decision]
+    share = answer.probabilities.get(answer.decision)
+    stated = "" if share is None else f" (probability {figure(share)})"
     words = [
-        tag("strong", f"{answer.decision} (probability {figure(share)})"),
+        tag("strong", f"{answer.decision}{stated}"),
         tag("p", f"Decided by: {stored.rule}."),
     ]
     return tag("div", *words, class_="banner", role="note")

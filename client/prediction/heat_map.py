@@ -50,24 +50,34 @@ def layer_of_maps(network: nn.Module, input_shape: tuple[int, int, int]) -> nn.M
 
 
 def heat_maps(
-    network: nn.Module, images: NDArray[np.uint8], classes: NDArray[np.int64], *, preprocessing: Preprocessing
+    network: nn.Module,
+    images: NDArray[np.uint8],
+    classes: NDArray[np.int64],
+    *,
+    preprocessing: Preprocessing,
+    against_others: bool = True,
 ) -> NDArray[np.float32]:
     """(rows, h, w), each from 0 to 1 at its hottest place; all zero where nothing speaks for the class.
 
     `images` are uint8 (rows, channels, size, size) as the model sees them, `classes` (rows,) the class that
-    is explained: its logit less the mean of the others. Raises ModelError for a model without maps.
+    is explained: its logit, less the mean of the others if `against_others`. Raises ModelError for a model
+    without maps.
     """
     side = preprocessing.image_size
     layer = layer_of_maps(network, (preprocessing.channels, side, side))
     maps = [
-        _heat(network, layer, preprocessing.standardise(images[rows]), classes[rows])
+        _heat(network, layer, preprocessing.standardise(images[rows]), classes[rows], against_others)
         for rows in (slice(s, s + _ROWS_AT_ONCE) for s in range(0, len(images), _ROWS_AT_ONCE))
     ]
     return np.concatenate(maps) if maps else np.zeros((0, 1, 1), np.float32)
 
 
 def _heat(
-    network: nn.Module, layer: nn.Module, inputs: NDArray[np.float32], classes: NDArray[np.int64]
+    network: nn.Module,
+    layer: nn.Module,
+    inputs: NDArray[np.float32],
+    classes: NDArray[np.int64],
+    against_others: bool,
 ) -> NDArray[np.float32]:
     kept: list[Tensor] = []
     handle = layer.register_forward_hook(lambda _layer, _inputs, output: kept.append(output))
@@ -75,7 +85,7 @@ def _heat(
         with torch.enable_grad():
             logits = network(torch.from_numpy(inputs).requires_grad_())
             chosen = logits.gather(1, torch.from_numpy(classes)[:, None])[:, 0]
-            others = logits.shape[1] - 1
+            others = logits.shape[1] - 1 if against_others else 0
             score = chosen - (logits.sum(dim=1) - chosen) / others if others else chosen
             # A layer that is used twice, as the activation of a residual block, counts where it ends.
             (gradient,) = torch.autograd.grad(score.sum(), kept[-1])

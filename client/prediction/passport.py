@@ -7,7 +7,7 @@ from client.prediction.stored_model import StoredModel
 from common.pages.html import figure, interval, quantity, spent, tiny_bound
 
 RESEARCH_ONLY = "Research use, not a medical device: no diagnosis may rest on this answer."
-_SCORES = ("auc", "accuracy", "balanced_accuracy", "recall", "specificity")
+_SCORES = ("auc", "accuracy", "balanced_accuracy", "recall", "specificity", "f1", "quadratic_kappa", "mae")
 
 
 def passport(stored: StoredModel) -> list[tuple[str, str]]:

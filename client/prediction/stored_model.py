@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from client.prediction.decisions import rule, stored_thresholds
 from common.config import ModelSpec
 from common.errors import ConfigError, FederationError, ModelError
 from common.files import manifest_problem
 from common.preprocessing import Preprocessing
 from common.settings import parse
+from common.task_kinds import CLASSIFICATION
 from common.tasks import Task, make_task
 
 if TYPE_CHECKING:
@@ -48,10 +50,12 @@ class StoredModel:
     @property
     def rule(self) -> str:
         """How a decision follows from probabilities, in words."""
-        if self.threshold is None:
-            return "the most probable class (this model stores no operating point)"
-        finding = self.task.classes[1]
-        return f"{finding} where its probability is at least {self.threshold:g}, the stored operating point"
+        return rule(self.task, threshold=self.threshold, thresholds=self.thresholds)
+
+    @property
+    def thresholds(self) -> tuple[float | None, ...]:
+        """Of several findings the operating point of each, None where it has none; empty where none has."""
+        return stored_thresholds(self.description, self.task)
 
 
 def read_model(folder: Path) -> StoredModel:
@@ -78,13 +82,17 @@ def read_model(folder: Path) -> StoredModel:
 def _stored(folder: Path, description: Mapping[str, Any]) -> StoredModel:
     spec = parse(ModelSpec, description["spec"], source=str(folder / DESCRIPTION))
     preprocessing = Preprocessing.from_dict(description["preprocessing"])
-    task = make_task(str(description["task"]), [str(name) for name in description["classes"]])
+    loss = str(description.get("loss", ""))  # probabilities of a classification depend on it
+    task = make_task(str(description["task"]), [str(name) for name in description["classes"]], loss=loss)
+    stored_thresholds(description, task)
     wanted = (preprocessing.channels, preprocessing.image_size, task.num_outputs)
     if wanted != (spec.channels, spec.image_size, spec.num_outputs):
         raise ValueError("the network, its preprocessing and its classes do not belong together")
     point = description.get("operating_point")
     threshold = None if point is None else float(point["threshold"])
-    if threshold is not None and not (0 <= threshold <= 1 and len(task.classes) == 2):
+    if threshold is not None and not (
+        0 <= threshold <= 1 and task.name == CLASSIFICATION and len(task.classes) == 2
+    ):
         raise ValueError(f"operating point {threshold} of {len(task.classes)} classes")
     result = _json(folder / RESULT) if (folder / RESULT).is_file() else {}
     return StoredModel(

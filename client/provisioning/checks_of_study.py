@@ -48,6 +48,7 @@ def _look_at_images(folder: HospitalFolder, enrolment: Enrolment | None) -> "Che
         config.data,
         preprocessing=Preprocessing(image_size=data.image_size, channels=data.channels),
         classes=data.classes if enrolment else config.data.classes or None,
+        task=data.task,
         cache_folder=folder.path / (config.site.cache or "cache"),
         split_key=_split_key(folder),
     )

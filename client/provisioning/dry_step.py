@@ -18,7 +18,7 @@ from common.models.registry import build_model, initial_parameters, load_paramet
 from common.preprocessing import Preprocessing
 from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import SecureRandomness
-from common.tasks import make_task
+from common.tasks import task_of
 
 MOST_UNITS = 256
 """A step on more patients is measured on so many and scaled."""
@@ -53,12 +53,12 @@ def dry_self_test(plan: PublicPlan, *, enrolled_patients: int, device: torch.dev
 
 
 def _random_examples(plan: PublicPlan, *, units: int) -> Examples:
-    data = plan.data
+    data, task = plan.data, task_of(plan)
     random = np.random.default_rng(0)
     shape = (units, data.channels, data.image_size, data.image_size)
     return Examples(
         inputs={"image": random.integers(0, 256, shape, dtype=np.uint8)},
-        targets=random.integers(0, len(data.classes), units, dtype=np.int64),
+        targets=random.integers(0, task.target_values, (units, *task.target_shape), dtype=np.int64),
         units=np.arange(units, dtype=np.int64),
         unit_ids=tuple(f"random {number}" for number in range(units)),
     )
@@ -79,7 +79,7 @@ def _step(plan: PublicPlan, *, units: int, device: torch.device) -> float:
     )
     result = train_privately(
         model=trainable.model,
-        task=make_task(data.task, data.classes),
+        task=task_of(plan),
         examples=trainable.examples,
         preprocessing=trainable.preprocessing,
         plan=PrivacyPlan(

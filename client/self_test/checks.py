@@ -148,7 +148,7 @@ def _noise_of_nobody(model: nn.Module, setup: Setup) -> list[list[Vector]]:
     privacy = replace(setup.privacy, steps=steps_tried(model))
     with private_training.per_row_gradients(model):
         optimizer = PatientDPOptimizer(
-            make_optimizer(model.parameters(), setup.plan.training, learning_rate=1e-6),
+            make_optimizer(model.parameters(), setup.plan.training, learning_rate=1e-6, privacy=privacy),
             plan=privacy,
             randomness=SecureRandomness(),
             round_number=1,

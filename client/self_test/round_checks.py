@@ -112,7 +112,7 @@ def _replayed(setup: Setup, gradients: list[list[Tensor]]) -> Iterator[Parameter
     model, training = setup.model(), setup.plan.training
     rate = learning_rate(training, round_number=1, num_rounds=setup.plan.federation.rounds)
     parameters = list(model.parameters())
-    optimizer = make_optimizer(parameters, training, learning_rate=rate)
+    optimizer = make_optimizer(parameters, training, learning_rate=rate, privacy=setup.privacy)
     yield read_parameters(model)
     for step in gradients:
         for parameter, gradient in zip(parameters, step, strict=True):

@@ -29,7 +29,7 @@ from common.parameters import Parameters
 from common.preprocessing import Preprocessing
 from common.privacy.plan import Clipping, PrivacyPlan
 from common.privacy.randomness import ReproducibleRandomness
-from common.tasks import Task, make_task
+from common.tasks import Task, task_of
 
 FEW_ROWS = 2
 """Of a unit with many images so many are looked at."""
@@ -54,7 +54,7 @@ class Setup:
     @property
     def task(self) -> Task:
         """The task of the run."""
-        return make_task(self.plan.data.task, self.plan.data.classes)
+        return task_of(self.plan)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -164,7 +164,9 @@ class Probe:
         alone = PRODUCTION.place_matters(self.model, input_shape=shape, rows=most, fixed_kernels=False)
         with private_training.per_row_gradients(self.model, fixed_kernels=False) as wrapped:
             optimizer = PatientDPOptimizer(
-                make_optimizer(self.model.parameters(), setup.plan.training, learning_rate=1.0),
+                make_optimizer(
+                    self.model.parameters(), setup.plan.training, learning_rate=1.0, privacy=privacy
+                ),
                 plan=privacy,
                 randomness=randomness,
                 round_number=1,
@@ -222,10 +224,11 @@ def _with_extremes(own: Examples) -> Examples:
     )
     contrast = 255 * generator.integers(0, 2, (1, *shape), dtype=np.uint8)
     extremes = [rare, np.zeros((1, *shape), np.uint8), contrast]
-    rare_target = 1 - own.targets[:1].clip(0, 1) if own.num_rows else np.ones(1, np.int64)
+    one = own.targets[:1] if own.num_rows else np.zeros((1, *own.targets.shape[1:]), np.int64)
+    extreme_targets = [1 - one.clip(0, 1), np.zeros_like(one), np.ones_like(one)]
     return Examples(
         inputs={"image": np.concatenate([own.inputs["image"], *extremes])},
-        targets=np.concatenate([own.targets, rare_target, [0, 1]]).astype(np.int64),
+        targets=np.concatenate([own.targets, *extreme_targets]).astype(np.int64),
         units=np.concatenate([own.units, own.num_units + np.arange(len(extremes))]),
         unit_ids=(*own.unit_ids, *(f"extreme {number}" for number in range(len(extremes)))),
     )

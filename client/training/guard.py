@@ -20,6 +20,7 @@ layers in evaluation mode or in place, dropout (global generator), buffers that 
 channels-last order (Opacus unfolds what follows wrongly), modules wrapped twice.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,8 +30,9 @@ import torch
 from opacus.grad_sample import GradSampleModule, GradSampleModuleNoOp
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
-from torch.optim import SGD, Adam
+from torch.optim import SGD, Adam, RMSprop
 
+from client.training.adam_bc import AdamBC, noise_variance
 from client.training.patient_optimizer import PatientDPOptimizer
 from common.errors import GuardError
 from common.models.private_layers import refuse_batch_norm
@@ -39,6 +41,8 @@ from common.tasks import Task
 
 TRAINABLE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.GroupNorm, nn.LayerNorm)
 """Exact types whose per-row gradients are checked against plain autograd in our tests."""
+OPTIMIZERS = (SGD, Adam, RMSprop, AdamBC)
+"""Exact types that see nothing but the noised gradient, public numbers and their own past."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,8 @@ def guard_losses(task: Task) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = min(task.num_outputs + 2, _MOST_PROBED_ROWS)
     outputs = torch.randn(rows, task.num_outputs, generator=generator)
-    targets = torch.arange(rows) % task.num_outputs
+    shape = (rows, *task.target_shape)
+    targets = torch.arange(math.prod(shape)).reshape(shape) % task.target_values
     losses = task.losses(outputs, targets)
     if losses.shape != (rows,):
         raise GuardError(
@@ -150,7 +155,7 @@ def guard_losses(task: Task) -> None:
         others = torch.arange(rows) != changed
         new_outputs, new_targets = outputs.clone(), targets.clone()
         new_outputs[changed] = 10 * torch.randn(task.num_outputs, generator=generator)
-        new_targets[changed] = (targets[changed] + 1) % task.num_outputs
+        new_targets[changed] = (targets[changed] + 1) % task.target_values
         if not torch.allclose(task.losses(new_outputs, new_targets)[others], losses[others]):
             raise GuardError(
                 "the loss of a record depends on other records of the batch",
@@ -166,6 +171,7 @@ def guard_optimizer(optimizer: Any, model: Any, plan: PrivacyPlan) -> None:
     """
     wrapped: Any = getattr(optimizer, "original_optimizer", None)
     own = {id(p) for group in getattr(wrapped, "param_groups", ()) for p in group["params"]}
+    variance = noise_variance(plan)
     checks = (
         (
             type(model) is GradSampleModuleNoOp and model.loss_reduction == "sum" and model.batch_first,
@@ -181,8 +187,12 @@ def guard_optimizer(optimizer: Any, model: Any, plan: PrivacyPlan) -> None:
         ),
         (getattr(optimizer, "plan", None) == plan, "the optimiser works with other numbers than the plan"),
         (
-            type(wrapped) in (SGD, Adam) and all(not g["weight_decay"] for g in wrapped.param_groups),
-            "the wrapped optimiser is not plain SGD or Adam without weight decay",
+            type(wrapped) in OPTIMIZERS and all(not g["weight_decay"] for g in wrapped.param_groups),
+            "the wrapped optimiser is not plain SGD, Adam, RMSprop or AdamBC without weight decay",
+        ),
+        (
+            all(g.get("noise_variance", variance) == variance for g in getattr(wrapped, "param_groups", ())),
+            "the wrapped optimiser takes off other noise than the plan's",
         ),
         (
             own == {id(parameter) for parameter in model.parameters() if parameter.requires_grad},

@@ -11,18 +11,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam, Optimizer, RMSprop
 
+from client.training.adam_bc import AdamBC, noise_variance
 from client.training.augmentation import augment_of_step
 from client.training.batches import input_tensor, minibatches, target_tensor
 from client.training.copies import copies_of
 from common.augmentation import OFF, AugmentationSection
 from common.config import TrainingConfig
-from common.errors import FederationError, RefusalCode
+from common.errors import ConfigError, FederationError, RefusalCode
 from common.examples import Examples
 from common.models.registry import read_parameters
 from common.parameters import Parameters
 from common.preprocessing import Preprocessing
+from common.privacy.plan import PrivacyPlan
 from common.privacy.randomness import RandomnessSource
 from common.schedule import learning_rate
 from common.tasks import Task
@@ -64,9 +66,25 @@ def stop_if_asked(stop: Callable[[], bool], *, step: int, steps: int) -> None:
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], training: TrainingConfig, *, learning_rate: float
+    parameters: Iterable[nn.Parameter],
+    training: TrainingConfig,
+    *,
+    learning_rate: float,
+    privacy: PrivacyPlan | None = None,
 ) -> Optimizer:
-    """Build torch's optimiser with fresh state and no weight decay of its own (see `decay_weights`)."""
+    """Build the optimiser with fresh state and no weight decay of its own (see `decay_weights`).
+
+    `privacy` is the plan whose noise is in the gradients. Raises ConfigError for `adam-bc` without one.
+    """
+    if training.optimizer == "adam-bc":
+        if privacy is None:
+            raise ConfigError(
+                "adam-bc needs the noise of a private run", fix="take training.optimizer = adam"
+            )
+        variance, floor = noise_variance(privacy), training.adam_bc_floor
+        return AdamBC(parameters, lr=learning_rate, noise_variance=variance, floor=floor)
+    if training.optimizer == "rmsprop":
+        return RMSprop(parameters, lr=learning_rate)
     if training.optimizer == "adam":
         return Adam(parameters, lr=learning_rate)
     return SGD(parameters, lr=learning_rate, momentum=training.momentum)

@@ -175,7 +175,7 @@ def private_steps(
         ]
         trainable = trainable_parameters(model)
         optimizer = PatientDPOptimizer(
-            make_optimizer(trainable, training, learning_rate=rate),
+            make_optimizer(trainable, training, learning_rate=rate, privacy=plan),
             plan=plan,
             randomness=randomness,
             round_number=round_number,
@@ -288,8 +288,8 @@ def accumulate_clipped_gradients(
 ) -> None:
     """Add the clipped gradient of each unit to the optimiser's sum; a unit's loss is the mean of its rows.
 
-    inputs: float32 (rows, ...). targets: int64 (rows,). segments: int64, one for each row that belongs to a
-    unit; the rows after them only fill the chunk up. No row influences another unit's gradient.
+    inputs: float32 (rows, ...). targets: int64 (rows, ...). segments: int64, one for each row of a unit;
+    the rows after them only fill the chunk up. No row influences another unit's gradient.
     """
     own = len(segments)
     rows_of_unit = torch.bincount(segments, minlength=num_units)

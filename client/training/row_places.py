@@ -70,7 +70,10 @@ def _gradients(model: nn.Module, inputs: Tensor, targets: Tensor, fixed_kernels:
     from client.training.private import per_row_gradients
 
     with per_row_gradients(model, fixed_kernels=fixed_kernels) as wrapped:
-        losses = nn.functional.cross_entropy(wrapped(inputs), targets, reduction="none")
+        outputs = wrapped(inputs)
+        if outputs.shape[1] == 1:  # an entropy of one class is 0 whatever it is
+            outputs = torch.cat([outputs, torch.zeros_like(outputs)], dim=1)
+        losses = nn.functional.cross_entropy(outputs, targets, reduction="none")
         losses.sum().backward()  # type: ignore[no-untyped-call]
         parameters: list[Any] = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return torch.cat([parameter.grad_sample.contents() for parameter in parameters], dim=1)

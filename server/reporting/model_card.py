@@ -7,6 +7,7 @@ from common.pages.html import date, figure, interval, quantity, spent, tiny_boun
 from server.reporting.privacy_statement import PrivacyStatement, outsider_epsilon, privacy_statement
 from server.reporting.run_record import RunRecord
 from server.reporting.small_print import limits, versions
+from server.reporting.task_part import HEADER, output_words, rows_per_class, score_note
 from server.reporting.validation_part import VALIDATION_HEADER, validation_note, validation_rows
 
 _MOST_ROWS = 100
@@ -76,7 +77,7 @@ def _intended_use(run: RunRecord) -> list[str]:
                 "Research on federated learning and differential privacy for medical images.",
                 "Not a medical device. Not for diagnosis, triage or treatment of anybody.",
                 f"Input: one image, {_input(run)}; preprocessing stands in model.json.",
-                f"Output: one probability for each of {len(run.classes)} classes.",
+                f"Output: {output_words(run)}.",
             ]
         )
     ]
@@ -112,7 +113,7 @@ def _training(run: RunRecord) -> list[str]:
             [
                 f"rounds: {rounds} of {run.config.federation.rounds}; steps each: {privacy.local_steps}",
                 f"local {training.optimizer}, learning rate {training.learning_rate:g} "
-                f"({training.learning_rate_schedule}), momentum {training.momentum:g}",
+                f"({training.learning_rate_schedule}), momentum {training.momentum:g}, loss {training.loss}",
                 f"server {server.optimizer}, learning rate {server.learning_rate:g}; "
                 f"updates weighted by enrolled {run.unit}s; final model: {server.final_model}",
                 f"network {plain(run.model.get('name', run.config.model.name))}, activation "
@@ -172,8 +173,10 @@ def _held_back(run: RunRecord) -> list[str]:
     if not rows:
         return ["No held-back test split was scored. Score the model on your own held-out patients."]
     return [
-        f"On {run.unit}s of the held-back test split; 95 % intervals by bootstrap over {run.unit}s.",
+        f"On {run.unit}s of the held-back test split; 95 % intervals by bootstrap over {run.unit}s."
+        f"{score_note(run)}",
         _table(("score", "value", "95 % interval"), rows),
+        *([_table(HEADER, each)] if (each := list(rows_per_class(run))) else []),
     ]
 
 

@@ -25,6 +25,7 @@ from server.reporting.privacy_statement import PrivacyStatement, outsider_epsilo
 from server.reporting.run_history import round_seconds
 from server.reporting.run_record import RunRecord
 from server.reporting.small_print import limits, versions
+from server.reporting.task_part import SCORES, score_note, table_per_class
 from server.reporting.validation_part import validation_section
 
 _METRICS = {
@@ -37,6 +38,7 @@ _METRICS = {
     "f1": "F1",
     "ece": "expected calibration error",
     "brier": "Brier score",
+    **SCORES,
 }
 _COMPARED = ("auc", "accuracy", "recall", "specificity")
 
@@ -139,7 +141,8 @@ def _scores(run: RunRecord) -> Html:
     ]
     header = ("score", "value", "95 % interval")
     caption = f"On test {run.unit}s that no hospital trained on; intervals by bootstrap over {run.unit}s."
-    return section("Results", "results", table(caption, header, rows))
+    scores = table(caption + score_note(run), header, rows)
+    return section("Results", "results", scores, table_per_class(run))
 
 
 def _privacy(statement: PrivacyStatement) -> Html:
@@ -211,7 +214,7 @@ def _decisions(run: RunRecord, drawn: Mapping[str, Plot]) -> Html:
     classes = [str(name) for name in run.test.get("classes") or run.classes]
     matrix = run.test.get("confusion") or []
     rows = [(name, *(str(cell) for cell in row)) for name, row in zip(classes, matrix, strict=False)]
-    caption = "Images by true class (rows) and predicted class (columns)."
+    caption = "Images by true class or level (rows) and predicted one (columns)."
     counts = table(caption, ("true", *classes), rows) if rows else ""
     return section("Decisions on the test split", "decisions", plots, counts)
 

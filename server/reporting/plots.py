@@ -71,7 +71,8 @@ def roc(run: RunRecord) -> Plot | None:
         axes.legend(loc="lower right", fontsize=9)
         png = render()
     area, bounds = run.test_metrics.get("auc"), interval(run.test_intervals.get("auc"))
-    text = f"ROC curve of {', '.join(curves)} on the test split; area {figure(area)}"
+    mean = "mean " if len(curves) > 1 else ""
+    text = f"ROC curve of {', '.join(curves)} on the test split; {mean}area {figure(area)}"
     return Plot(
         name="roc", title="ROC", alt=text + (f" (95 % interval {bounds})." if bounds else "."), png=png
     )

@@ -240,6 +240,39 @@ def test_adam_cannot_exceed_its_bound():
     assert max(moved) < bound / 60
 
 
+def test_rmsprop_cannot_exceed_its_bound():
+    """A first gradient after none: v is a hundredth of its square, so the step is ten learning rates."""
+    settings = {"training": {"optimizer": "rmsprop", "learning-rate": 0.1}, "privacy": {"local-steps": 3}}
+    plan = parse(PublicPlan, settings, source="test")
+    square, moved = 0.0, []
+    for gradient in (1.0, 30.0, 1000.0):
+        square = 0.99 * square + 0.01 * gradient**2
+        moved.append(0.1 * gradient / (math.sqrt(square) + 1e-8))
+    bound = update_norm_bound(plan, num_parameters=1, enrolled=10, noise_multiplier=1.0)
+    assert 0.9 * bound < sum(moved) < bound
+
+
+def test_adam_bc_cannot_exceed_its_bound():
+    """Gradients growing as in Adam's worst case, with the second moment just above noise and floor."""
+    settings = {
+        "training": {"optimizer": "adam-bc", "learning-rate": 0.1, "adam-bc-floor": 0.01},
+        "privacy": {"local-steps": 60, "sampling-rate": 1.0, "l2-clip-norm": 1.0},
+    }
+    plan, noise = parse(PublicPlan, settings, source="test"), 2.0 / 10
+    bound = update_norm_bound(plan, num_parameters=1, enrolled=10, noise_multiplier=2.0)
+    assert bound == pytest.approx(60 * 0.1 * 7.3 * math.sqrt(1 + noise**2 / 0.01))
+    for scale in np.geomspace(1e-4, 1.0, 40):
+        first = second = 0.0
+        moved = []
+        for step in range(1, 61):
+            gradient = scale * (0.999 / 0.9) ** step
+            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+            corrected = max(second / (1 - 0.999**step) - noise**2, 0.01)
+            moved.append(0.1 * first / (1 - 0.9**step) / math.sqrt(corrected))
+        assert max(moved) < bound / 60
+    assert update_norm_bound(plan, num_parameters=1, enrolled=10, noise_multiplier=None) is None
+
+
 def test_without_privacy_sgd_has_no_bound_but_the_absolute_one():
     plan = {"federation": {"private": False}}
     assert (
