@@ -136,6 +136,9 @@ class ServerSection(Section):
     """Decay of the moving average of the global model; 0 switches it off."""
     final_model: Literal["last", "ema"] = "last"
     """Which model is the result. Never chosen by looking at patients."""
+    weighting: Literal["patients", "squares"] = "patients"
+    """Weight of an update: the enrolled count (every patient counts alike), or its square, which leaves least
+    noise in the mean where hospitals differ in size; that needs `wire.bits = 32`."""
     quorum: int = Field(default=1, ge=1, le=MOST_HOSPITALS)
     """Updates that a round needs to count."""
     patience_s: float = Field(default=600.0, gt=0)
@@ -233,6 +236,13 @@ class FederationConfig(PublicPlan):
 
     server: ServerSection = ServerSection()
     runtime: RuntimeSection = RuntimeSection()
+
+    @model_validator(mode="after")
+    def _weights_reach_hospitals(self) -> Self:
+        # On a grid hospitals apply their weights themselves, and one spacing fits those of one scale.
+        if self.server.weighting == "squares" and self.wire.bits != 32:
+            raise ValueError("server.weighting = 'squares' needs wire.bits = 32")
+        return self
 
     @property
     def public_plan(self) -> PublicPlan:

@@ -105,7 +105,7 @@ def train_privately(
                 augmentation, preprocessing, randomness, round_number=round_number, step=step
             )
             each = training.augmentations
-            load = partial(_loaded, examples, preprocessing, device, augment, each)
+            load = partial(loaded, examples, preprocessing, device, augment, each)
             steps.clip(*copies_of(rows, segments, each=each), load=load)
             # 4. Add the noise and step.
             steps.update()
@@ -121,7 +121,7 @@ Load = Callable[[NDArray[np.int64], int], tuple[Tensor, Tensor]]
 """Inputs and targets of some copies of rows (as `copies_of` numbers them), filled up to a number of rows."""
 
 
-def _loaded(
+def loaded(
     examples: Examples,
     preprocessing: Preprocessing,
     device: torch.device,
@@ -130,6 +130,7 @@ def _loaded(
     numbers: NDArray[np.int64],
     filled_to: int,
 ) -> tuple[Tensor, Tensor]:
+    """What a step computes on: `each` copies of every row, changed by `augment`."""
     rows, copies = np.divmod(numbers, each)
     inputs = input_tensor(examples, rows, preprocessing=preprocessing, device=device, filled_to=filled_to)
     if augment is not None:
