@@ -39,8 +39,11 @@ KINDS = ("scaled", "nan", "infinite", "rare class", "duplicate", "black", "many 
 RAGGED = (1, 3, 1, 2, 4, 1)
 """Images of each of the others."""
 SIZE = 28
+SHORT = 0.1
+"""Automatic clipping brings a gradient of norm 0.09 or more so near to the bound."""
 SCALED, NAN, INFINITE = 251, 252, 253
 """Values of the first pixel that make a record what no decoder would."""
+BROKEN_PIXEL = 3
 
 
 class Hostile(Preprocessing):
@@ -49,9 +52,11 @@ class Hostile(Preprocessing):
     def standardise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """As production, then the marked records."""
         values, marks = super().standardise(images), images[:, 0, 0, 0]
+        if images.shape[-1] <= BROKEN_PIXEL:  # single shades: what black and white are
+            return values
         values[marks == SCALED] *= 1e4
-        values[marks == NAN, 0, 3, 3] = np.nan
-        values[marks == INFINITE, 0, 3, 3] = np.inf
+        values[marks == NAN, 0, BROKEN_PIXEL, BROKEN_PIXEL] = np.nan
+        values[marks == INFINITE, 0, BROKEN_PIXEL, BROKEN_PIXEL] = np.inf
         return values
 
 
@@ -188,7 +193,8 @@ def audit_neighbours_black_box(
 def _moved(see: See, kind: str, case: Case) -> Moved:
     weights = sum(parameter.numel() for parameter in case.network.parameters())
     noise = largest_noise(weights) if see is released_sum else 0.0
-    return Moved(kind=kind, by=movement(see, kind, case), tolerance=ROUNDING + noise)
+    short = SHORT if case.clipping == "automatic" else 0.0
+    return Moved(kind=kind, by=movement(see, kind, case), tolerance=ROUNDING + noise, short=short)
 
 
 def _cases(
