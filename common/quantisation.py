@@ -17,7 +17,7 @@ place and what it lacks, in 8 bytes; where that is so for more than one in eight
 nothing is cut off short of MOST, 2**31 - 1 spacings: a spacing that is too fine costs bytes, not truth.
 Numbers that are not finite get a mark that every server refuses.
 
-Overflow: the sum of K hospitals is at most K * 2**31. With K up to `common.config.MOST_HOSPITALS`, 2**20,
+Overflow: the sum of K hospitals is at most K * 2**31. With K up to `server_settings.MOST_HOSPITALS`, 2**20,
 that is 2**51: exact in int64, and exact as a float64, in any order. The configuration refuses more hospitals.
 """
 

@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from common.config import MOST_HOSPITALS
 from common.quantisation import LARGEST
+from common.server_settings import MOST_HOSPITALS
 from server.spool import SpooledLevels
 
 Block = npt.NDArray[np.float32]

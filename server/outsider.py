@@ -49,9 +49,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.config import FederationConfig, ServerSection
+from common.config import FederationConfig
 from common.privacy.accountant import running_epsilon
 from common.privacy.plan import PrivacyEvent
+from common.server_settings import ServerSection
 from server.run_state import RunState
 from server.totals import HospitalTotals
 from server.update_grid import FINE, noise_in_update

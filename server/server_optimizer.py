@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from common.config import ServerSection
 from common.parameters import Parameters
+from common.server_settings import ServerSection
 
 ADAM_BETA2 = 0.99
 ADAM_TAU = 1e-3

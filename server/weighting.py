@@ -13,7 +13,7 @@ The price: patients of large hospitals count for more, so where hospitals differ
 Privacy is the same: the mean is computed from what the hospitals have let out.
 """
 
-from common.config import ServerSection
+from common.server_settings import ServerSection
 
 
 def weight_of(server: ServerSection, *, enrolled_patients: int) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from client.images.decoded import DecodedRecords
 from client.images.parts import write_part
 from client.images.records import Unit
-from common.config import FederationConfig, RuntimeSection
+from common.config import FederationConfig
 from common.errors import ConfigError
 from common.examples import Examples
 from common.files import write_bytes_atomically, write_json_atomically
@@ -29,6 +29,7 @@ from common.hospital_config import (
 )
 from common.models.names import MODELS, steps_problem
 from common.preprocessing import Preprocessing
+from common.server_settings import RuntimeSection
 from common.settings import to_toml
 from simulations.held_back import HeldBack, deal_validation, hold_back, write_held_back
 from simulations.partition import LeftOut, Partition, majority_labels, partition_units

@@ -24,12 +24,13 @@ from typing import Any, Literal
 import numpy as np
 
 from common.child_process import ChildProcess
-from common.config import EvaluationSection, FederationSection, RuntimeSection, ServerSection, WireSection
+from common.config import EvaluationSection, FederationSection, WireSection
 from common.enrolment import ENROLMENT
 from common.errors import FederationError
 from common.flower_programs import flower_environment, free_ports, python_module
 from common.node_keys import load_public_key, make_key
 from common.parameters import write_safetensors
+from common.server_settings import RuntimeSection, ServerSection
 from server.provisioning.enrolments import enrol_hospital
 from server.provisioning.new_federation import make_federation
 from server.provisioning.operator_config import NetworkSection, OperatorConfig, OperatorFolder

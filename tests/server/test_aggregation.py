@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config import MOST_HOSPITALS
 from common.errors import CheckpointError
 from common.quantisation import MOST, Levels
+from common.server_settings import MOST_HOSPITALS
 from server.aggregation import aggregate, mean_on_grid
 from server.spool import Spool
 from tests.server.fake_federation import TEMPLATE, HeldVector, some_parameters

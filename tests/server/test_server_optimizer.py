@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from common.config import ServerSection
+from common.server_settings import ServerSection
 from server.server_optimizer import OptimizerState, moving_average, next_weights
 
 ROUNDS = 6

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from common.config import FederationConfig, ServerSection, WireSection
+from common.config import FederationConfig, WireSection
 from common.privacy.accountant import epsilon
 from common.privacy.plan import PrivacyEvent
+from common.server_settings import ServerSection
 from server.weighting import weight_of
 from tests.server.fake_federation import (
     FakeGrid,
