@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.images.splits import TEST, VALIDATION
 from common.errors import ConfigError, ModelError
 from common.files import write_json_atomically
 from common.task_kinds import ONE_CLASS_EACH
@@ -18,7 +19,7 @@ from common.tasks import Task, task_of
 from simulations.comparison import interval_of, score
 from simulations.ensemble_members import AVERAGE, STACKING, Member, read_members
 from simulations.ensemble_privacy import composed_costs, to_dict
-from simulations.held_back import TEST, VALIDATION, ScoredSet
+from simulations.held_back import ScoredSet
 from simulations.predictions import predict_splits
 from simulations.preparation import HELD_BACK
 

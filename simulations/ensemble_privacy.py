@@ -108,7 +108,7 @@ def _cost(
     events: Sequence[PrivacyEvent], stated: Sequence[Mapping[str, Any]], key: str, delta: float | None
 ) -> float:
     """Of all events together; not below what a member states, whose own figure may be rounded up."""
-    alone = [said[key] for said in stated if said.get(key) is not None]
+    alone = [float(said[key]) for said in stated if said.get(key) is not None]
     return max([0.0 if delta is None else epsilon(events, delta=delta), *alone])
 
 
