@@ -52,8 +52,8 @@ def _print(content: dict[str, Any]) -> None:
     for name in together:
         against = content[name]["against"]
         typer.echo(
-            f"{name}: AUC {figure(against['auc_difference'])} above the best member {against['member']} "
-            f"(95 % interval {interval(against['ci95']) or 'none'})"
+            f"{name} against the best member, {against['member']}: AUC difference "
+            f"{figure(against['auc_difference'])}, 95 % interval {interval(against['ci95']) or 'none'}"
         )
     typer.echo("What all members together have cost the patients of each hospital:")
     for cost in content["privacy"]["hospitals"]:
@@ -63,7 +63,8 @@ def _print(content: dict[str, Any]) -> None:
             delta = "" if cost["delta"] is None else f" at delta {tiny_bound(cost['delta'])}"
             whole = f"epsilon {bound(cost['epsilon'], 3)}{delta}"
         if cost["validation_epsilon"] is not None:
-            whole += f", validation patients {bound(cost['validation_epsilon'], 3)}"
+            apart = " without the stacking" if "stacking" in content else ""
+            whole += f", validation patients{apart} {bound(cost['validation_epsilon'], 3)}"
         typer.echo(f"  {cost['name']:<24}{whole}  (each alone: {alone})")
     if "stacking" in content:
         typer.echo(content["stacking"]["notice"])

@@ -97,12 +97,13 @@ def _read(name: str, folder: Path) -> Member:
 
 def _difference(one: Member, other: Member) -> str:
     """Why two runs cannot be averaged, in words; empty where they can."""
-    mine, theirs = _who(one.scenario), _who(other.scenario)
-    if flags := sorted(name for name in mine if mine[name] != theirs[name]):
+    who, others = _who(one.scenario), _who(other.scenario)
+    if flags := [name for name in sorted(who) if who[name] != others[name]]:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in flags)
         return f"they were started with another {named}"
-    if (one.config.data.task, one.config.data.classes) != (other.config.data.task, other.config.data.classes):
-        return "task or classes differ"
+    mine, theirs = (member.config.data for member in (one, other))
+    if (mine.task, mine.classes, mine.unit) != (theirs.task, theirs.classes, theirs.unit):
+        return "their task, classes or unit of protection differ"
     if (CENTRAL_HOSPITAL in one.hospitals) != (CENTRAL_HOSPITAL in other.hospitals):
         return "one was trained centrally: its patients cannot be told apart by hospital"
     sets = one.held_back.sets, other.held_back.sets

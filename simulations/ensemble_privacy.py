@@ -87,20 +87,17 @@ def _of_hospital(name: str, members: Sequence[Member]) -> HospitalCost:
             )
     behind = [_behind(member, name, table) for member, table in zip(members, tables, strict=True)]
     stated = [charged(member.folder, name, member.run_id) for member in members]
-    claims = all(one.claims for one in behind)
     delta = min((delta for one in behind for delta in one.deltas), default=None)
+    trained = _cost([event for one in behind for event in one.training], stated, "epsilon", delta)
+    validation = [event for one in behind for event in one.validation]
+    scored = _cost(validation, stated, "validation_epsilon", delta) if validation else None
+    claims = all(one.claims for one in behind)
     return HospitalCost(
         name=name,
         members={m.name: said.get("epsilon") for m, said in zip(members, stated, strict=True)},
-        epsilon=_cost([e for one in behind for e in one.training], stated, "epsilon", delta)
-        if claims
-        else None,
+        epsilon=trained if claims else None,
         delta=delta if claims else None,
-        validation_epsilon=_cost(
-            [e for one in behind for e in one.validation], stated, "validation_epsilon", delta
-        )
-        if claims and any(one.validation for one in behind)
-        else None,
+        validation_epsilon=scored if claims else None,
     )
 
 

@@ -130,6 +130,10 @@ def test_runs_on_other_patients_are_refused(folder):
     (seeded / "scenario.toml").write_text(text.replace("seed = 0", "seed = 1"))
     with pytest.raises(ConfigError, match="--seed"):
         ensemble([wide, seeded])
+    config = changed(folder, "images", "narrow", run_id="images") / "config.toml"
+    config.write_text(config.read_text().replace('unit = "patient"', 'unit = "image"'))
+    with pytest.raises(ConfigError, match="unit of protection"):
+        ensemble([wide, config.parent])
     renamed = changed(folder, "other-films", "narrow", run_id="films")
     with np.load(renamed / "held-back.npz", allow_pickle=False) as archive:
         arrays = dict(archive)
