@@ -3,6 +3,7 @@
 flower-client predict runs/RUN film.dcm                       a table: file, probabilities, decision
 flower-client predict runs/RUN films/ --format json           folders of files, DICOM series
 flower-client predict runs/RUN films/ --page pages            one offline page per image, with a heat map
+flower-client predict runs/A films/ --ensemble runs/B         the average of several models
 """
 
 import json
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from client.prediction.answers import Answer
+    from client.prediction.ensemble import Ensemble
     from client.prediction.inputs import Input
     from client.prediction.stored_model import StoredModel
 
@@ -29,6 +31,9 @@ _RULES = "too-small, extreme-aspect, black, constant, low-contrast, coloured, in
 def predict(
     model: Annotated[Path, typer.Argument(help="run folder, or a folder that `models` lists")],
     images: Annotated[list[Path], typer.Argument(help="image files, folders of them, DICOM series")],
+    ensemble: Annotated[
+        list[Path] | None, typer.Option(help="a further model: all answer, the average counts")
+    ] = None,
     heat_map: Annotated[Path | None, typer.Option(help="write a PNG per image: where it was seen")] = None,
     heat_map_method: Annotated[
         HeatMethod, typer.Option(help="gradcam and integrated-gradients alone, or their product")
@@ -46,14 +51,13 @@ def predict(
     Research use, not a medical device. Exit codes: 0 every image was answered, 1 not every one (the table
     says why), 2 the model or a setting cannot be used.
     """
-    from client.prediction.answers import answers
     from client.prediction.case_page import refuse_beside_images, write_heat_map, write_page
+    from client.prediction.ensemble import ask, read_models
     from client.prediction.inputs import find_inputs
     from client.prediction.reference import read_reference
-    from client.prediction.stored_model import read_model
 
     without = _rules(without_check or [])
-    stored = read_model(model)
+    stored = read_models([model, *(ensemble or [])])
     inputs: Sequence[Input]
     if stored.form.is_series:
         from client.prediction.series_inputs import find_series
@@ -69,7 +73,7 @@ def predict(
         known = read_reference(find_inputs([reference], max_pixels=max_pixels), max_pixels=max_pixels)
     told: list[dict[str, Any]] = []
     with _progress(len(inputs)) as (bar, task):
-        found = answers(
+        found = ask(
             stored,
             inputs,
             max_pixels=max_pixels,
@@ -104,12 +108,13 @@ def _rules(names: Sequence[str]) -> frozenset[Any]:
     return frozenset(Rule(name) for name in names)
 
 
-def _has_maps(stored: "StoredModel", method: HeatMethod) -> bool:
+def _has_maps(stored: "StoredModel | Ensemble", method: HeatMethod) -> bool:
     """Whether a page can show heat; asked for by --heat-map, its absence is an error."""
+    from client.prediction.ensemble import Ensemble
     from client.prediction.heat_map import layer_of_maps
     from common.errors import ModelError
 
-    if stored.form.is_series:
+    if isinstance(stored, Ensemble) or stored.form.is_series:
         return False
     if method is HeatMethod.INTEGRATED_GRADIENTS:
         return True
@@ -135,13 +140,24 @@ def _line(answer: "Answer") -> dict[str, Any]:
     }
 
 
-def _content(stored: "StoredModel", told: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _content(stored: "StoredModel | Ensemble", told: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    from client.prediction.ensemble import Ensemble, stated_privacy
     from client.prediction.passport import limits, passport
 
+    if isinstance(stored, Ensemble):
+        members = []
+        for member in stored.members:
+            epsilon, delta = stated_privacy(member) or (None, None)
+            members.append(_identity(member) | {"epsilon": epsilon, "delta": delta})
+        about: dict[str, Any] = {"ensemble": {"members": members, "privacy": dict(stored.privacy)}}
+        point = None
+    else:
+        about = {"model": _identity(stored)}
+        point = stored.threshold
     return {
         "schema": 1,
-        "model": {"run_id": stored.run_id, "sha256": stored.sha256, "classes": list(stored.task.classes)},
-        "decision": {"rule": stored.rule, "operating_point": stored.threshold},
+        **about,
+        "decision": {"rule": stored.rule, "operating_point": point},
         "passport": dict(passport(stored)),
         "limits": limits(stored),
         "answered": sum(line["answered"] for line in told),
@@ -149,8 +165,13 @@ def _content(stored: "StoredModel", told: Sequence[dict[str, Any]]) -> dict[str,
     }
 
 
-def _print(stored: "StoredModel", told: Sequence[dict[str, Any]]) -> None:
-    from client.prediction.passport import RESEARCH_ONLY
+def _identity(stored: "StoredModel") -> dict[str, Any]:
+    return {"run_id": stored.run_id, "sha256": stored.sha256, "classes": list(stored.task.classes)}
+
+
+def _print(stored: "StoredModel | Ensemble", told: Sequence[dict[str, Any]]) -> None:
+    from client.prediction.ensemble import Ensemble
+    from client.prediction.passport import RESEARCH_ONLY, passport
 
     classes = stored.task.classes
     rows = []
@@ -166,6 +187,9 @@ def _print(stored: "StoredModel", told: Sequence[dict[str, Any]]) -> None:
     print_table(("file", *classes, *corrected, "decision", "why not"), rows)
     answered = sum(line["answered"] for line in told)
     typer.echo(f"{answered} of {len(told)} images answered. Decision: {stored.rule}.")
+    if isinstance(stored, Ensemble):
+        for name, text in passport(stored):
+            typer.echo(f"{name}: {text}")
     typer.echo(RESEARCH_ONLY)
 
 

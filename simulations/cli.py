@@ -16,6 +16,7 @@ from common.command_line import Output, OutputFormat, make_app, run_app
 from simulations.audit_commands import mount as mount_audit
 from simulations.bench_commands import mount as mount_bench
 from simulations.compare_commands import mount as mount_compare
+from simulations.ensemble_commands import mount as mount_ensemble
 from simulations.flags import takes_scenario
 from simulations.scenario import Scenario
 
@@ -136,6 +137,7 @@ def _finish(outcome: "Outcome", output: OutputFormat) -> None:
 mount_audit(app)
 mount_bench(app)
 mount_compare(app)
+mount_ensemble(app)
 
 if __name__ == "__main__":
     main()

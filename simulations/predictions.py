@@ -1,6 +1,6 @@
-"""What several models say about the held-back test patients; torch runs in a process of its own."""
+"""What several models say about held-back patients; torch runs in a process of its own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -11,22 +11,37 @@ from common.config import FederationConfig
 from common.errors import FederationError
 
 MODEL = "model.safetensors"
+Said = dict[str, NDArray[np.float64]]
+"""By the name of a run or split, (rows, classes)."""
 
 
-def predict_test_split(
-    held_back: Path, runs: Mapping[str, FederationConfig]
-) -> dict[str, NDArray[np.float64]]:
+def predict_test_split(held_back: Path, runs: Mapping[str, FederationConfig]) -> Said:
     """(rows, classes) of the test split for the final model of each run; the networks may differ.
+
+    Raises FederationError when the process dies.
+    """
+    asked = {name: (held_back, config) for name, config in runs.items()}
+    return {name: said["test"] for name, said in predict_splits(asked, ("test",)).items()}
+
+
+def predict_splits(
+    runs: Mapping[str, tuple[Path, FederationConfig]], splits: Sequence[str]
+) -> dict[str, Said]:
+    """By run and split what its final model says of the rows of its own file of held-back patients.
 
     Raises FederationError when the process dies.
     """
     from simulations.engines.processes import start_process, stop_process
 
-    process, connection = start_process(serve, (str(held_back), list(runs.values())), name="predictions")
+    asked = [(str(held_back), config) for held_back, config in runs.values()]
+    process, connection = start_process(serve, (asked, tuple(splits)), name="predictions")
     try:
-        said = {
-            name: np.frombuffer(connection.recv_bytes()).reshape(-1, len(config.data.classes))
-            for name, config in runs.items()
+        return {
+            name: {
+                split: np.frombuffer(connection.recv_bytes()).reshape(-1, len(config.data.classes))
+                for split in splits
+            }
+            for name, (_, config) in runs.items()
         }
     except (EOFError, OSError):
         raise FederationError(
@@ -36,25 +51,30 @@ def predict_test_split(
         ) from None
     finally:
         stop_process(process, connection)
-    return said
 
 
-def serve(connection: Connection, held_back: str, configs: list[FederationConfig]) -> None:
-    """Send the probabilities of one run's final model after the other as float64 bytes."""
+def serve(
+    connection: Connection, runs: Sequence[tuple[str, FederationConfig]], splits: Sequence[str]
+) -> None:
+    """Send the probabilities of one run's final model after the other, split by split, as float64 bytes."""
     from common.models.registry import build_model, load_parameters
     from common.parameters import read_safetensors
     from common.preprocessing import Preprocessing
     from common.scoring import input_probabilities
     from common.tasks import task_of
     from simulations.engines.worker import prepare_process
-    from simulations.held_back import read_held_back
+    from simulations.held_back import HeldBack, read_held_back
 
-    prepare_process(num_threads=1, deterministic=any(c.federation.reproducible for c in configs))
-    inputs = read_held_back(Path(held_back)).sets["test"].inputs
-    for config in configs:
+    prepare_process(num_threads=1, deterministic=any(c.federation.reproducible for _, c in runs))
+    read: tuple[str, HeldBack] | None = None
+    for path, config in runs:
+        if read is None or read[0] != path:
+            read = (path, read_held_back(Path(path)))
         preprocessing = Preprocessing.of(config)
         task = task_of(config)
         model = build_model(config.model_spec).eval()
         load_parameters(model, read_safetensors(Path(config.runtime.run_folder) / MODEL))
-        said = input_probabilities(model, task, inputs, preprocessing=preprocessing)
-        connection.send_bytes(said.astype(np.float64).tobytes())
+        for split in splits:
+            inputs = read[1].sets[split].inputs
+            said = input_probabilities(model, task, inputs, preprocessing=preprocessing)
+            connection.send_bytes(said.astype(np.float64).tobytes())

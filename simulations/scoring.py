@@ -69,7 +69,7 @@ class Scoring:
             self._watcher.join()
         self._score_checkpoint()
         model = self._folder / "model.safetensors"
-        numbers = _read(self._folder / "model.json")
+        numbers = read_json(self._folder / "model.json")
         final = self._ask(
             {"do": "final", "path": str(model), "hospitals": self._hospitals, "numbers": numbers}
         )
@@ -113,7 +113,7 @@ class Scoring:
                 raise
             return False  # it made room for a newer one meanwhile
         self.points += [{"round": number, "split": split} | values for split, values in scores.items()]
-        evaluation = _read(self._folder / EVALUATION)
+        evaluation = read_json(self._folder / EVALUATION)
         write_json_atomically(self._folder / EVALUATION, evaluation | {"per_round": self.points})
         return True
 
@@ -141,7 +141,7 @@ def newest_checkpoint(folder: Path) -> int | None:
 
 def complete_result(folder: Path, evaluation: Mapping[str, Any], *, engine: str) -> dict[str, Any]:
     """Fill scores, engine and what the ledgers say into result.json, which the server has written without."""
-    result = _read(folder / RESULT)
+    result = read_json(folder / RESULT)
     result["engine"] = engine
     # `validation` is what the hospitals' noised counts say; the split's exact scores have their own name.
     for split, name in (("test", "test"), ("validation", "held_back_validation")):
@@ -195,11 +195,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _earlier_points(folder: Path) -> list[dict[str, Any]]:
     """Scores of rounds that a resumed run has kept; those after its checkpoint are trained again."""
     newest = newest_checkpoint(folder)
-    points = _read(folder / EVALUATION).get("per_round", [])
+    points = read_json(folder / EVALUATION).get("per_round", [])
     return [point for point in points if newest is not None and point["round"] <= newest]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of JSON; empty where there is none."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -17,7 +17,7 @@ GUIDES = [
         *("operator-guide.md", "hospital-guide.md", "certificates-and-keys.md"),
         *("backup.md", "install-offline.md", "threat-model.md", "privacy.md", "audit.md"),
         *("formats.md", "preprocessing.md", "data-doctor.md", "tasks.md", "models.md"),
-        *("series.md", "predict.md", "evaluation.md"),
+        *("series.md", "predict.md", "evaluation.md", "ensembles.md"),
     )
 ]
 TEXTS = [*GUIDES, ROOT / "README.md", *(p for p in sorted((ROOT / "deploy").rglob("*")) if p.is_file())]

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from client.prediction.answers import Answer
+from client.prediction.ensemble import Ensemble
 from client.prediction.heat_map import overlay
 from client.prediction.inputs import Input
 from client.prediction.passport import RESEARCH_ONLY, limits, passport
@@ -46,14 +47,14 @@ def write_heat_map(folder: Path, number: int, answer: Answer) -> Path | None:
     return path
 
 
-def write_page(folder: Path, number: int, answer: Answer, stored: StoredModel) -> Path:
+def write_page(folder: Path, number: int, answer: Answer, stored: StoredModel | Ensemble) -> Path:
     """Write the page of one picture."""
     path = folder / f"{_stem(number, answer)}.html"
     write_bytes_atomically(path, case_page(answer, stored).encode())
     return path
 
 
-def case_page(answer: Answer, stored: StoredModel) -> str:
+def case_page(answer: Answer, stored: StoredModel | Ensemble) -> str:
     """One picture's page: the answer or why there is none, picture, heat, numbers, the model's passport."""
     facts = [*passport(stored)]
     return document(
@@ -67,7 +68,7 @@ def case_page(answer: Answer, stored: StoredModel) -> str:
     )
 
 
-def _banner(answer: Answer, stored: StoredModel) -> Html:
+def _banner(answer: Answer, stored: StoredModel | Ensemble) -> Html:
     if answer.probabilities is None:
         words = [tag("strong", f"Not answered: {answer.reason}"), tag("p", answer.words)]
         return tag("div", *words, class_="banner not-private plain", role="note")

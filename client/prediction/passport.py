@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+from client.prediction.ensemble import Ensemble
 from client.prediction.stored_model import StoredModel
-from common.pages.html import figure, interval, quantity, spent, tiny_bound
+from common.pages.html import bound, figure, interval, quantity, spent, tiny_bound
 
 RESEARCH_ONLY = "Research use, not a medical device: no diagnosis may rest on this answer."
 _SCORES = ("auc", "accuracy", "balanced_accuracy", "recall", "specificity", "f1", "quadratic_kappa", "mae")
 
 
-def passport(stored: StoredModel) -> list[tuple[str, str]]:
+def passport(stored: StoredModel | Ensemble) -> list[tuple[str, str]]:
     """Names and texts, most important first; what the folder does not say is said to be missing."""
+    if isinstance(stored, Ensemble):
+        return _of_ensemble(stored)
     description, result = stored.description, stored.result
     data = result.get("data", {})
     hospitals = result.get("hospitals", [])
@@ -31,7 +34,7 @@ def passport(stored: StoredModel) -> list[tuple[str, str]]:
     ]
 
 
-def limits(stored: StoredModel) -> list[str]:
+def limits(stored: StoredModel | Ensemble) -> list[str]:
     """What a reader must not conclude."""
     lines = [
         RESEARCH_ONLY,
@@ -40,9 +43,32 @@ def limits(stored: StoredModel) -> list[str]:
         "something else may pass.",
         "A heat map shows what moved the answer, not where a disease is.",
     ]
-    if not (stored.description.get("privacy") or {}).get("private"):
+    members = stored.members if isinstance(stored, Ensemble) else (stored,)
+    if not all((member.description.get("privacy") or {}).get("private") for member in members):
         lines.append("The model was trained without privacy: keep it as confidential as patient data.")
     return lines
+
+
+def _of_ensemble(ensemble: Ensemble) -> list[tuple[str, str]]:
+    """Every member by its hash and privacy, and what all of them have cost patients whom they share."""
+    facts = []
+    for number, member in enumerate(ensemble.members, start=1):
+        of_member = dict(passport(member))
+        named = ("Model", "Run", "Hash of the weights", "Trained on", "Sees", "Privacy")
+        facts.append((f"Member {number}", "; ".join(of_member[name] for name in named)))
+    privacy = ensemble.privacy
+    whole = privacy["what"]
+    if privacy["epsilon_at_most"] is not None:
+        epsilon, delta = bound(privacy["epsilon_at_most"]), tiny_bound(privacy["delta_at_most"])
+        whole = f"epsilon at most {epsilon}, delta {delta}. {whole}"
+    return [
+        ("Ensemble", f"the average of {len(ensemble.members)} models"),
+        *facts,
+        ("Privacy of all members together", whole),
+        ("Classes", ", ".join(ensemble.task.classes)),
+        ("Test patients", "not stated: the ensemble was not evaluated (flower-simulate ensemble does that)"),
+        ("Decision", ensemble.rule),
+    ]
 
 
 def _data(data: Mapping[str, Any], hospitals: list[Mapping[str, Any]]) -> str:
