@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from client.features import AsTheyAre, features_of
+from client.training import copies
 from client.training import private as private_training
 from client.training.batches import chunks_of_units, rows_per_chunk, sampled_rows
 from client.training.patient_optimizer import PatientDPOptimizer
@@ -38,6 +39,7 @@ FEW_ROWS = 2
 _MANY_PARAMETERS = 2_000_000
 
 PRODUCTION: Any = private_training
+LOADING: Any = copies
 """Training's own names, what it imports included: tried is what it calls, whatever that is."""
 Vector = NDArray[np.float64]
 
@@ -174,7 +176,7 @@ class Probe:
             for chunk in chunks_of_units(rows, segments, max_rows=1 if alone else most):
                 here = unit_of_row[done : done + len(chunk.rows)]
                 done += len(chunk.rows)
-                inputs = PRODUCTION.input_tensor(
+                inputs = LOADING.input_tensor(
                     examples,
                     chunk.rows,
                     preprocessing=setup.preprocessing,
@@ -188,9 +190,7 @@ class Probe:
                     setup.task,
                     optimizer,
                     inputs=inputs,
-                    targets=PRODUCTION.target_tensor(
-                        examples, chunk.rows, device=setup.device, filled_to=most
-                    ),
+                    targets=LOADING.target_tensor(examples, chunk.rows, device=setup.device, filled_to=most),
                     segments=torch.from_numpy(chunk.segments).to(setup.device),
                     num_units=chunk.num_units,
                 )

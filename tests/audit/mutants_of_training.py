@@ -8,6 +8,7 @@ from torch import nn
 
 import client.training.patient_optimizer as optimiser
 import client.training.private as training
+from client.training import copies
 from client.training.patient_optimizer import PatientDPOptimizer
 from client.training.per_row_layers import with_row_gradients
 from client.training.row_gradients import Units
@@ -105,8 +106,8 @@ def private_batch_size_as_divisor(patch):
 def chunks_of_as_many_rows_as_there_are_patients(patch):
     """Chunks are not filled up: one patient more picks other kernels for all, and chosen weights show it."""
     for name in ("input_tensor", "target_tensor"):
-        real = getattr(training, name)
-        patch.setattr(training, name, lambda *table, filled_to, real=real, **others: real(*table, **others))
+        real = getattr(copies, name)
+        patch.setattr(copies, name, lambda *table, filled_to, real=real, **others: real(*table, **others))
 
 
 # --- layers and losses ---

@@ -10,7 +10,7 @@ from torch import nn
 
 import client.training.private as training
 from client.evaluation import score_patients
-from client.training import row_places
+from client.training import copies, row_places
 from client.training.batches import filled
 from client.training.private import accumulate_clipped_gradients, per_row_gradients, train_privately
 from client.training.row_gradients import squared_norms
@@ -69,8 +69,8 @@ def test_one_patient_more_moves_the_sum_by_c_even_with_weights_that_blow_up_roun
 
 def test_without_filling_up_one_patient_more_would_turn_everybody(attacked, monkeypatch):
     for name in ("input_tensor", "target_tensor"):
-        real = getattr(training, name)
-        monkeypatch.setattr(training, name, lambda *a, filled_to, real=real, **b: real(*a, **b))
+        real = getattr(copies, name)
+        monkeypatch.setattr(copies, name, lambda *a, filled_to, real=real, **b: real(*a, **b))
     assert np.linalg.norm(clipped_sum(attacked, MORE) - clipped_sum(attacked, FEW)) > 5
 
 
