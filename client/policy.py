@@ -94,6 +94,7 @@ def planned(config: HospitalConfig, request: TrainingRequest, noise_multiplier: 
         enrolled_units=config.hospital.enrolled_patients,
         max_rows_per_unit=request.knobs.max_images_per_patient,
         unit=request.unit,
+        clipping=request.knobs.clipping,
     )
 
 

@@ -124,6 +124,9 @@ class TrainingConfig(Section):
     """Images in a step without privacy; under privacy the sampling rate decides."""
     physical_batch_size: int = Field(default=256, ge=1)
     """Rows computed at once, to bound memory; changes nothing else."""
+    augmentations: int = Field(default=1, ge=1, le=64)
+    """Copies of each image in a step, each changed by `[augmentation]`; their gradients are averaged before
+    clipping. A step takes so many times as long."""
 
 
 class PrivacyKnobs(Section):
@@ -133,6 +136,8 @@ class PrivacyKnobs(Section):
     """Probability q with which each patient enters a step (Poisson sampling)."""
     l2_clip_norm: float = Field(default=1.0, gt=0)
     """Bound C on the norm of one patient's summed gradient."""
+    clipping: Literal["flat", "automatic"] = "flat"
+    """How the bound is kept: longer gradients are shortened, or (automatic) all are brought near it."""
     local_steps: int = Field(default=1, ge=1, le=10_000)
     """Optimiser steps in a hospital per round (also without privacy)."""
     max_images_per_patient: int = Field(default=4, ge=1, le=64)
@@ -179,6 +184,9 @@ class ServerSection(Section):
     """Decay of the moving average of the global model; 0 switches it off."""
     final_model: Literal["last", "ema"] = "last"
     """Which model is the result. Never chosen by looking at patients."""
+    weighting: Literal["patients", "squares"] = "patients"
+    """Weight of an update: the enrolled count (every patient counts alike), or its square, which leaves least
+    noise in the mean where hospitals differ in size; that needs `wire.bits = 32`."""
     quorum: int = Field(default=1, ge=1, le=MOST_HOSPITALS)
     """Updates that a round needs to count."""
     patience_s: float = Field(default=600.0, gt=0)
@@ -233,6 +241,15 @@ class PublicPlan(Section):
     wire: WireSection = WireSection()
 
     @model_validator(mode="after")
+    def _copies_differ(self) -> Self:
+        if self.training.augmentations > 1 and not self.augmentation.is_on:
+            raise ValueError(
+                "training.augmentations above 1 needs [augmentation], for example flip = 'horizontal': "
+                "otherwise all copies are the same"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _training_fits(self) -> Self:
         training, classes = self.training, len(self.data.classes)
         problem = loss_problem(self.data.task, training.loss) or weights_problem(
@@ -244,6 +261,12 @@ class PublicPlan(Section):
             )
         if problem is not None:
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _series_stay_as_they_are(self) -> Self:
+        if self.augmentation.is_on and self.data.series != "none":
+            raise ValueError("[augmentation] changes single images: leave it out with data.series")
         return self
 
     @model_validator(mode="after")
@@ -281,6 +304,13 @@ class FederationConfig(PublicPlan):
 
     server: ServerSection = ServerSection()
     runtime: RuntimeSection = RuntimeSection()
+
+    @model_validator(mode="after")
+    def _weights_reach_hospitals(self) -> Self:
+        # On a grid hospitals apply their weights themselves, and one spacing fits those of one scale.
+        if self.server.weighting == "squares" and self.wire.bits != 32:
+            raise ValueError("server.weighting = 'squares' needs wire.bits = 32")
+        return self
 
     @property
     def public_plan(self) -> PublicPlan:

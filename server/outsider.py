@@ -6,7 +6,8 @@ Claim, for one hospital k, in a run of one local SGD step per round. The update 
 
 with a (weight decay; momentum starts afresh) and the learning rate l the same whoever the patients are, S_j
 the sum of the clipped gradients over its own Poisson sample, n_j the count that it states. The server forms
-the mean of the u_j with weights w_j, the enrolled counts that the run has bound. Up to public constants it is
+the mean of the u_j with weights w_j, the enrolled counts that the run has bound, or their squares
+(`server.weighting`). Up to public constants it is
 
     sum_j c_j S_j + N(0, sum_j (c_j sigma_j C)^2 I),    c_j = w_j / n_j.
 
@@ -48,12 +49,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.config import FederationConfig
+from common.config import FederationConfig, ServerSection
 from common.privacy.accountant import running_epsilon
 from common.privacy.plan import PrivacyEvent
 from server.run_state import RunState
 from server.totals import HospitalTotals
 from server.update_grid import FINE, noise_in_update
+from server.weighting import weight_of
 
 PROVEN = (
     "one local SGD step per round: the model holds only weighted sums of the hospitals' updates, and all "
@@ -182,7 +184,8 @@ def aggregated_rounds(
     rounds = []
     for number, mine in counted.items():
         least = _least_noise(config, closings.get(number, {}), round_number=number)
-        contributions = [c for line in mine if (c := _contribution(line, least or 0.0)) is not None]
+        made = (_contribution(line, least or 0.0, config.server) for line in mine)
+        contributions = [c for c in made if c is not None]
         hospitals = {c.hospital for c in contributions}
         if not closed.get(number) == len(contributions) == len(mine) == len(hospitals) or least is None:
             return None
@@ -206,13 +209,14 @@ def _least_noise(config: FederationConfig, closing: Mapping[str, Any], *, round_
     return float(2.0**exponent / (FINE * noise))
 
 
-def _contribution(line: Mapping[str, Any], least_noise: float) -> Contribution | None:
+def _contribution(line: Mapping[str, Any], least_noise: float, server: ServerSection) -> Contribution | None:
     """The contribution that an aggregated line tells of, None unless it was exactly one private step."""
     values = [line.get(key) for key in ("enrolled_patients", "stated_patients", "noise_multiplier")]
     numbers = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v) and v > 0]
     if len(numbers) != len(values) or line.get("steps") != 1:
         return None
-    weight, divided_by, noise_multiplier = numbers
+    enrolled, divided_by, noise_multiplier = numbers
+    weight = float(weight_of(server, enrolled_patients=int(enrolled)))
     return Contribution(
         hospital=str(line["hospital"]),
         weight=weight,

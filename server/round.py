@@ -18,6 +18,7 @@ from server.server_optimizer import moving_average, next_weights
 from server.spool import SpooledLevels, SpooledVector
 from server.totals import HospitalTotals
 from server.update_grid import grid_of, next_grid
+from server.weighting import weight_of
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +48,10 @@ def run_round(federation: Federation, state: RunState) -> tuple[RunState, Status
 def _mean_update(
     federation: Federation, state: RunState, collection: Collection
 ) -> tuple[Parameters, tuple[int, ...]]:
-    """FedAvg's mean, weighted by enrolled counts, and the spacings of the next round's updates."""
-    names, plan = collection.accepted, federation.config.public_plan
-    weights = [collection.participations[name].hospital.enrolled_patients for name in names]
+    """The mean of the updates with their weights, and the spacings of the next round's updates."""
+    names, plan, server = collection.accepted, federation.config.public_plan, federation.config.server
+    counts = [collection.participations[name].hospital.enrolled_patients for name in names]
+    weights = [weight_of(server, enrolled_patients=count) for count in counts]
     grid, template = grid_of(plan, state.grid), template_of(state.weights)
     with collection.spool.opened(names) as updates:
         levels = [update for update in updates if isinstance(update, SpooledLevels)]

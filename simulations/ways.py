@@ -120,7 +120,7 @@ def prepare_way(
         write_hospital(
             folder / HOSPITALS,
             CENTRAL_HOSPITAL,
-            _merged(base),
+            merged(base),
             scenario=own,
             config=config,
             unit=base.facts.unit,
@@ -134,7 +134,7 @@ def prepare_way(
     return config, own
 
 
-def _merged(base: Prepared) -> Examples:
+def merged(base: Prepared) -> Examples:
     """The training patients of all hospitals in one table."""
     return concatenate([training_examples(base, hospital.name) for hospital in base.hospitals])
 

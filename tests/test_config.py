@@ -339,10 +339,20 @@ def configs(kind):
 
 
 def construct(kind, values):
-    try:
-        return kind(**values)
-    except ValueError:  # an impossible combination
-        return None
+    """The settings, with as few of them left out as make the combination possible; None where none does."""
+    kept = dict(values)
+    for name in [None, *reversed([field for field in values if field not in ("federation", "data")])]:
+        kept = _without(kept, name)
+        for tried in (_without(values, name), kept):
+            try:
+                return kind(**tried)
+            except ValueError:
+                continue
+    return None
+
+
+def _without(values, name):
+    return {key: value for key, value in values.items() if key != name}
 
 
 @settings(max_examples=60, deadline=None)

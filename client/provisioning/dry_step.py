@@ -50,6 +50,7 @@ def dry_self_test(plan: PublicPlan, *, enrolled_patients: int, device: torch.dev
         enrolled_units=enrolled_patients,
         max_rows_per_unit=plan.privacy.max_images_per_patient,
         unit=plan.data.unit,
+        clipping=plan.privacy.clipping,
     )
     examples = _random_examples(plan, units=MOST_UNITS)
     return run_checks(Setup(plan=plan, privacy=privacy, examples=examples, device=device))
@@ -97,6 +98,7 @@ def _step(plan: PublicPlan, *, units: int, device: torch.device) -> float:
             enrolled_units=units,
             max_rows_per_unit=plan.privacy.max_images_per_patient,
             unit=data.unit,
+            clipping=plan.privacy.clipping,
         ),
         training=plan.training,
         round_number=1,

@@ -13,6 +13,7 @@ from client.self_test.checks import ALPHA, p_of_variance
 from client.self_test.setup import Setup, Vector, few_units, flat, noted_gradients, steps_tried
 from client.training import private as private_training
 from client.training.batches import input_tensor, target_tensor
+from client.training.patient_optimizer import AUTOMATIC_STABILITY
 from client.training.plain import decay_weights, make_optimizer
 from common.config import PublicPlan
 from common.examples import Examples
@@ -123,7 +124,7 @@ def _replayed(setup: Setup, gradients: list[list[Tensor]]) -> Iterator[Parameter
 
 def _clipped_sum(setup: Setup, model: nn.Module, examples: Examples) -> Vector:
     """The sum that a step should hide, by torch's autograd: patient after patient, nothing of ours."""
-    clip = setup.privacy.l2_clip_norm
+    clip, automatic = setup.privacy.l2_clip_norm, setup.privacy.clipping == "automatic"
     total = np.zeros(sum(parameter.numel() for parameter in model.parameters()))
     for unit in range(examples.num_units):
         rows = examples.unit_rows.of(unit)
@@ -132,7 +133,8 @@ def _clipped_sum(setup: Setup, model: nn.Module, examples: Examples) -> Vector:
         gradient = flat(torch.autograd.grad(losses.mean(), list(model.parameters())))
         norm = float(np.linalg.norm(gradient))
         if norm <= 1e18:  # others, and those that are not finite, count as zero
-            total += gradient * min(1.0, clip / max(norm, 1e-30))
+            short = clip / (norm + AUTOMATIC_STABILITY) if automatic else min(1.0, clip / max(norm, 1e-30))
+            total += gradient * short
     return total
 
 

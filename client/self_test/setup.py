@@ -27,7 +27,7 @@ from common.models.fixed_stage import FixedStage, fixed_stage, trained_stage
 from common.models.registry import build_model, initial_parameters, load_parameters
 from common.parameters import Parameters
 from common.preprocessing import Preprocessing
-from common.privacy.plan import PrivacyPlan
+from common.privacy.plan import Clipping, PrivacyPlan
 from common.privacy.randomness import ReproducibleRandomness
 from common.series import IMAGE, PRESENT, row_shape, select
 from common.tasks import Task, task_of
@@ -132,16 +132,17 @@ class Probe:
         """A unit's whole gradient, and a clipping norm (64 or more) that leaves it whole."""
         clip = 64.0
         while clip < 1e9:
-            gradient = self.sum_of([unit], clip=clip)
+            gradient = self.sum_of([unit], clip=clip, clipping="flat")
             if np.linalg.norm(gradient) < 0.9 * clip:
                 return gradient, clip
             clip *= 64
         raise GuardError("the gradient of an ordinary image is above 1e9")
 
-    def sum_of(self, units: Sequence[int], *, clip: float) -> Vector:
-        """Sum of the clipped gradients of these units, (parameters,)."""
+    def sum_of(self, units: Sequence[int], *, clip: float, clipping: Clipping | None = None) -> Vector:
+        """Sum of the clipped gradients of these units, (parameters,); clipped as planned unless said."""
         setup, examples = self._setup, self._examples
-        privacy = replace(setup.privacy, l2_clip_norm=float(clip), enrolled_units=1)
+        clipping = clipping or setup.privacy.clipping
+        privacy = replace(setup.privacy, l2_clip_norm=float(clip), enrolled_units=1, clipping=clipping)
         randomness = ReproducibleRandomness(0, "self-test")
         rows, segments = sampled_rows(
             np.array([min(unit, self._scaled) for unit in units], dtype=np.int64),

@@ -28,8 +28,9 @@ from common.privacy.randomness import RandomnessSource, Stream
 
 MOST_VIEWS = 64
 """Different augmentations of one row in one step."""
-Augment = Callable[[Tensor, NDArray[np.int64]], Tensor]
-"""Changes the first rows of a chunk, which have these numbers in the table; the others fill it up."""
+Augment = Callable[[Tensor, NDArray[np.int64], NDArray[np.int64]], Tensor]
+"""Changes the first rows of a chunk, which have these numbers in the table and are these views of them; the
+others fill the chunk up."""
 _UNIFORM = 8
 
 
@@ -85,16 +86,17 @@ def row_streams(
     *,
     round_number: int,
     step: int,
-    view: int = 0,
+    views: NDArray[np.int64] | None = None,
 ) -> list[Stream]:
-    """A stream for each row of the table in one step; `view` tells several augmentations of a row apart."""
-    if not 0 <= view < MOST_VIEWS:
-        raise ValueError(f"view must be in 0..{MOST_VIEWS - 1}, got {view}")
+    """A stream for each row of the table in one step; `views` tell several augmentations of a row apart."""
+    views = np.zeros(len(rows), dtype=np.int64) if views is None else views
+    if len(views) and not 0 <= views.min() <= views.max() < MOST_VIEWS:
+        raise ValueError(f"views must be in 0..{MOST_VIEWS - 1}, got up to {views.max()}")
     return [
         randomness.stream(
             purpose="augmentation", round_number=round_number, step=step, part=MOST_VIEWS * row + view
         )
-        for row in rows.tolist()
+        for row, view in zip(rows.tolist(), views.tolist(), strict=True)
     ]
 
 
@@ -111,8 +113,8 @@ def augment_of_step(
         return None
     limits = Limits.of(preprocessing)
 
-    def augment(inputs: Tensor, rows: NDArray[np.int64]) -> Tensor:
-        streams = row_streams(randomness, rows, round_number=round_number, step=step)
+    def augment(inputs: Tensor, rows: NDArray[np.int64], views: NDArray[np.int64]) -> Tensor:
+        streams = row_streams(randomness, rows, round_number=round_number, step=step, views=views)
         return augmented(inputs, settings, streams, limits=limits)
 
     return augment

@@ -34,6 +34,8 @@ from common.privacy.randomness import RandomnessSource
 _LARGEST_NORM = 1e18
 """Squares of larger numbers are infinite in float32, and the gradient is of no use anyway."""
 _SMALLEST_CLIP = 1e-12
+AUTOMATIC_STABILITY = 0.01
+"""What automatic clipping adds to a norm: much shorter gradients stay shorter than C."""
 _PIECE = 2**18
 """Numbers that take their noise from one stream."""
 
@@ -45,6 +47,21 @@ def clip_factors(norms: Tensor, *, l2_clip_norm: float) -> Tensor:
     tensor([1.0000, 1.0000, 0.2500, 0.0000])
     """
     factors = (l2_clip_norm / norms).clamp(max=1)
+    return torch.where(norms <= _LARGEST_NORM, factors, torch.zeros_like(factors))
+
+
+def automatic_factors(norms: Tensor, *, l2_clip_norm: float) -> Tensor:
+    """Factor C / (norm + AUTOMATIC_STABILITY) of each unit: long and short gradients all come near norm C.
+
+    Sensitivity: norm * C / (norm + s) < C for every norm and s > 0, so a unit moves the sum by at most C as
+    with `clip_factors`, whose slack for norms that came out too small covers this: C / (norm + s) is below
+    C / norm, and gradients whose squares vanish in float32 are far below s. 0 as there for nan, inf, absurd.
+    Source: Bu et al., Automatic Clipping, arXiv 2206.07136, equation 3.1 (AUTO-S), with s = 0.01.
+
+    >>> automatic_factors(torch.tensor([0.0, 0.49, 3.99, float("nan")]), l2_clip_norm=1.0)
+    tensor([100.0000,   2.0000,   0.2500,   0.0000])
+    """
+    factors = l2_clip_norm / (norms + AUTOMATIC_STABILITY)
     return torch.where(norms <= _LARGEST_NORM, factors, torch.zeros_like(factors))
 
 
@@ -144,7 +161,8 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
         if (joined := small_together(found)) is not None:
             parts.append(joined)
         squared = torch.stack([part.squared_norms(units) for part in parts]).sum(0)
-        factors = clip_factors(squared.sqrt_(), l2_clip_norm=self._plan.l2_clip_norm)
+        bounded = automatic_factors if self._plan.clipping == "automatic" else clip_factors
+        factors = bounded(squared.sqrt_(), l2_clip_norm=self._plan.l2_clip_norm)
         factors[num_units:] = 0
         broken = (factors == 0) if bool((factors == 0).any()) else None
         self._sums.add(found, factors, units, broken, joined)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer, RMSprop
@@ -15,6 +16,7 @@ from torch.optim import SGD, Adam, Optimizer, RMSprop
 from client.training.adam_bc import AdamBC, noise_variance
 from client.training.augmentation import augment_of_step
 from client.training.batches import input_tensor, minibatches, target_tensor
+from client.training.copies import copies_of
 from common.augmentation import OFF, AugmentationSection
 from common.config import TrainingConfig
 from common.errors import ConfigError, FederationError, RefusalCode
@@ -138,13 +140,15 @@ def train(
         augment = augment_of_step(
             augmentation, preprocessing, randomness, round_number=round_number, step=step
         )
-        for start in range(0, len(batch), training.physical_batch_size):
-            rows = batch[start : start + training.physical_batch_size]
+        numbers, _ = copies_of(batch, batch, each=training.augmentations)
+        for start in range(0, len(numbers), training.physical_batch_size):
+            here = numbers[start : start + training.physical_batch_size]
+            rows, copies = np.divmod(here, training.augmentations)
             inputs = input_tensor(examples, rows, preprocessing=preprocessing, device=device)
             if augment is not None:
-                inputs = augment(inputs, rows)
+                inputs = augment(inputs, rows, copies)
             losses = task.losses(model(inputs), target_tensor(examples, rows, device=device))
-            _backward(losses.sum() / len(batch))
+            _backward(losses.sum() / len(numbers))
         # 2. The step.
         decay_weights(model.parameters(), learning_rate=rate, weight_decay=training.weight_decay)
         optimizer.step()

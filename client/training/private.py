@@ -23,15 +23,14 @@ from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleModuleNoOp
 from torch import Tensor, nn
 
-from client.training.augmentation import Augment, augment_of_step
+from client.training.augmentation import augment_of_step
 from client.training.batches import (
     Chunk,
     chunks_of_units,
-    input_tensor,
     rows_per_chunk,
     sampled_rows,
-    target_tensor,
 )
+from client.training.copies import copies_of, loaded
 from client.training.guard import guard_losses, guard_model, guard_optimizer
 from client.training.kept_memory import hand_back, kept_memory
 from client.training.lanes import copy_beside, lanes_for, side_by_side
@@ -104,7 +103,9 @@ def train_privately(
             augment = augment_of_step(
                 augmentation, preprocessing, randomness, round_number=round_number, step=step
             )
-            steps.clip(rows, segments, load=partial(_loaded, examples, preprocessing, device, augment))
+            each = training.augmentations
+            load = partial(loaded, examples, preprocessing, device, augment, each)
+            steps.clip(*copies_of(rows, segments, each=each), load=load)
             # 4. Add the noise and step.
             steps.update()
     return TrainingResult(
@@ -118,21 +119,7 @@ def train_privately(
 _MANY_WEIGHTS = 2**22
 """The memory of chunks, and that of sums and noise, would lie beside each other if both were kept."""
 Load = Callable[[NDArray[np.int64], int], tuple[Tensor, Tensor]]
-"""Inputs and targets of some rows of the table, filled up to a number of rows."""
-
-
-def _loaded(
-    examples: Examples,
-    preprocessing: Preprocessing,
-    device: torch.device,
-    augment: Augment | None,
-    rows: NDArray[np.int64],
-    filled_to: int,
-) -> tuple[Tensor, Tensor]:
-    inputs = input_tensor(examples, rows, preprocessing=preprocessing, device=device, filled_to=filled_to)
-    if augment is not None:
-        inputs = augment(inputs, rows)
-    return inputs, target_tensor(examples, rows, device=device, filled_to=filled_to)
+"""Inputs and targets of some copies of rows (as `copies_of` numbers them), filled up to a number of rows."""
 
 
 @contextmanager
@@ -154,7 +141,7 @@ def private_steps(
         rows_per_chunk,
         model,
         input_shape,
-        max_rows_per_unit=plan.max_rows_per_unit,
+        max_rows_per_unit=plan.max_rows_per_unit * training.augmentations,
         expected_units=plan.expected_batch_size,
         lanes=lanes,
     )

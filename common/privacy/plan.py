@@ -21,6 +21,8 @@ NEIGHBOURING_RELATION = "add or remove one unit"
 """Two data sets are neighbours when one has one more unit; the number of units is private."""
 
 Unit = Literal["patient", "image"]
+Clipping = Literal["flat", "automatic"]
+"""What brings a unit's gradient g to a norm of at most C: g min(1, C / |g|), or g C / (|g| + 0.01)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,8 @@ class PrivacyPlan:
     """At most this many rows (images) of a unit enter a step (K)."""
     unit: Unit
     """Who is protected."""
+    clipping: Clipping = "flat"
+    """How gradients are clipped to C; the bound, and so the guarantee, is the same."""
 
     def __post_init__(self) -> None:
         if not 0 < self.sampling_rate <= 1:
@@ -82,6 +86,8 @@ class PrivacyPlan:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)}")
         if self.unit not in ("patient", "image"):
             raise ValueError(f"unit must be 'patient' or 'image', got {self.unit!r}")
+        if self.clipping not in ("flat", "automatic"):
+            raise ValueError(f"clipping must be 'flat' or 'automatic', got {self.clipping!r}")
 
     @property
     def expected_batch_size(self) -> float:

@@ -18,6 +18,9 @@ from server.reporting.small_print import limits, versions
 from server.reporting.task_part import HEADER, output_words, rows_per_class, task_note
 from server.reporting.validation_part import VALIDATION_HEADER, validation_note, validation_rows
 
+WEIGHTS = {"patients": "enrolled", "squares": "the squares of enrolled"}
+"""How a weighting reads before the word for units."""
+
 _MOST_ROWS = 100
 _PRIVACY_HEADER = (
     "hospital",
@@ -124,7 +127,8 @@ def _training(run: RunRecord) -> list[str]:
                 f"local {training.optimizer}, learning rate {training.learning_rate:g} "
                 f"({training.learning_rate_schedule}), momentum {training.momentum:g}, loss {training.loss}",
                 f"server {server.optimizer}, learning rate {server.learning_rate:g}; "
-                f"updates weighted by enrolled {run.unit}s; final model: {server.final_model}",
+                f"updates weighted by {WEIGHTS[server.weighting]} {run.unit}s; "
+                f"final model: {server.final_model}",
                 f"network {plain(run.model.get('name', run.config.model.name))}, activation "
                 f"{run.config.model.activation}, {quantity(run.model.get('parameters'))} parameters",
             ]

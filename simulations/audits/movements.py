@@ -44,6 +44,8 @@ class Moved:
     by: float
     """In units of C; nan where a sum is not finite."""
     tolerance: float
+    short: float = 0.0
+    """By how much automatic clipping may leave a gradient short of the bound; not more is allowed."""
 
     @property
     def allowed(self) -> bool:
@@ -55,7 +57,7 @@ class Moved:
     def reached(self) -> bool:
         """The clip is what holds the patient: the bound is reached, not merely kept."""
         exempt = (*WITHOUT_EFFECT, CHOSEN_WEIGHTS, CANCELLING, TINY)
-        return self.kind in exempt or self.by > 0.999 - self.tolerance
+        return self.kind in exempt or self.by > 0.999 - self.tolerance - self.short
 
 
 def over_several_steps() -> Moved:

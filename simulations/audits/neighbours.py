@@ -6,7 +6,7 @@ Source: Tramer et al., Debugging Differential Privacy, arXiv 2202.12219.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -18,6 +18,7 @@ from common.examples import Examples
 from common.models.names import MODELS
 from common.models.registry import build_model, initial_parameters, load_parameters
 from common.preprocessing import Preprocessing
+from common.privacy.plan import Clipping
 from common.privacy.randomness import ReproducibleRandomness
 from common.series import IMAGE, PRESENT, YEARS
 from common.tasks import Task
@@ -42,8 +43,11 @@ RAGGED = (1, 3, 1, 2, 4, 1)
 SIZE = 28
 STEPS = 3
 """Longest series, for the models of series."""
+SHORT = 0.1
+"""Automatic clipping brings a gradient of norm 0.09 or more so near to the bound."""
 SCALED, NAN, INFINITE = 251, 252, 253
 """Values of the first pixel that make a record what no decoder would."""
+BROKEN_PIXEL = 3
 
 
 class Hostile(Preprocessing):
@@ -52,9 +56,11 @@ class Hostile(Preprocessing):
     def standardise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """As production, then the marked records."""
         values, marks = super().standardise(images), images[:, 0, 0, 0]
+        if images.shape[-1] <= BROKEN_PIXEL:  # single shades: what black and white are
+            return values
         values[marks == SCALED] *= 1e4
-        values[marks == NAN, 0, 3, 3] = np.nan
-        values[marks == INFINITE, 0, 3, 3] = np.inf
+        values[marks == NAN, 0, BROKEN_PIXEL, BROKEN_PIXEL] = np.nan
+        values[marks == INFINITE, 0, BROKEN_PIXEL, BROKEN_PIXEL] = np.inf
         return values
 
 
@@ -71,6 +77,8 @@ class Case:
     rows_of_odd: int = 2
     """Images of the patient who is added."""
     task: Task = TASK
+    clipping: Clipping = "flat"
+    augmentations: int = 1
 
     @property
     def steps(self) -> int | None:
@@ -134,7 +142,8 @@ def clipped_sum(case: Case, examples: Examples) -> Vector:
         noisy_sums(
             model=case.network,
             examples=examples,
-            plan=make_plan(l2_clip_norm=case.clip),
+            plan=make_plan(l2_clip_norm=case.clip, clipping=case.clipping),
+            augmentations=case.augmentations,
             preprocessing=Hostile(image_size=case.size, channels=1),
             task=case.task,
             physical_batch_size=case.chunk,
@@ -147,7 +156,7 @@ def clipped_sum(case: Case, examples: Examples) -> Vector:
 def released_sum(case: Case, examples: Examples) -> Vector:
     """Black-box: the same from the weights of the update, but for hardly any noise."""
     # A step so large that the old weights do not show in the float32 of the new ones.
-    plan = make_plan(l2_clip_norm=case.clip)
+    plan = make_plan(l2_clip_norm=case.clip, clipping=case.clipping)
     return noisy_sums(
         model=case.network,
         examples=examples,
@@ -156,6 +165,7 @@ def released_sum(case: Case, examples: Examples) -> Vector:
         preprocessing=Hostile(image_size=case.size, channels=1),
         task=case.task,
         physical_batch_size=case.chunk,
+        augmentations=case.augmentations,
     )
 
 
@@ -175,12 +185,17 @@ def audit_neighbours(
     chunks: Sequence[int] = (1, 3, 256),
     size: int = SIZE,
     lengths: tuple[int, ...] = RAGGED,
+    clipping: Clipping = "flat",
+    augmentations: int = 1,
 ) -> Finding:
     """White-box: no patient moves the clipped sum by more than C(1 + 1e-5).
 
     clips: None for 0.05, and also 1 where gradients are that long: a bound that is not reached shows nothing.
     """
-    cases = _cases(models, clips, chunks, size=size, lengths=lengths)
+    cases = [
+        replace(case, clipping=clipping, augmentations=augmentations)
+        for case in _cases(models, clips, chunks, size=size, lengths=lengths)
+    ]
     return _judged("neighbours", [_moved(clipped_sum, kind, case) for kind, case in product(kinds, cases)])
 
 
@@ -202,7 +217,8 @@ def audit_neighbours_black_box(
 def _moved(see: See, kind: str, case: Case) -> Moved:
     weights = sum(parameter.numel() for parameter in case.network.parameters())
     noise = largest_noise(weights) if see is released_sum else 0.0
-    return Moved(kind=kind, by=movement(see, kind, case), tolerance=ROUNDING + noise)
+    short = SHORT if case.clipping == "automatic" else 0.0
+    return Moved(kind=kind, by=movement(see, kind, case), tolerance=ROUNDING + noise, short=short)
 
 
 def _cases(

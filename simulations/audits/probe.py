@@ -17,6 +17,7 @@ from torch import nn
 
 import client.round
 import client.training.private
+from common.augmentation import OFF, AugmentationSection
 from common.config import TrainingConfig
 from common.examples import Examples
 from common.models.registry import read_parameters
@@ -31,6 +32,8 @@ CLIP = 0.05
 STILL = 1e-6
 """A step size that leaves a network where it is: every step of a round then is the same experiment."""
 HARDLY_ANY_NOISE = 1e-6
+TURNED = AugmentationSection(flip="both", shift=0.1)
+"""What several copies of an image are changed by."""
 
 
 class FromBlack(Preprocessing):
@@ -104,6 +107,7 @@ def noisy_sums(
     task: Task = TASK,
     round_number: int = 1,
     physical_batch_size: int = 256,
+    augmentations: int = 1,
     randomness: RandomnessSource | None = None,
 ) -> NDArray[np.float64]:
     """Sum over a round's steps of what each released, times q n: read from the change of the weights alone.
@@ -118,8 +122,11 @@ def noisy_sums(
         task=task,
         examples=examples,
         preprocessing=preprocessing or FromBlack(image_size=size, channels=1),
+        augmentation=TURNED if augmentations > 1 else OFF,
         plan=plan,
-        training=TrainingConfig(learning_rate=learning_rate, physical_batch_size=physical_batch_size),
+        training=TrainingConfig(
+            learning_rate=learning_rate, physical_batch_size=physical_batch_size, augmentations=augmentations
+        ),
         round_number=round_number,
         num_rounds=max(round_number, 1),
         randomness=randomness or production_randomness(),

@@ -40,6 +40,26 @@ def test_a_patient_moves_the_sum_of_a_deep_model_by_at_most_c(name, passes):
     )
 
 
+@pytest.mark.parametrize("clipping", ["flat", "automatic"])
+@pytest.mark.parametrize("augmentations", [1, 3])
+def test_a_patient_moves_the_sum_by_at_most_c_with_copies_and_automatic_clipping(
+    clipping, augmentations, passes
+):
+    passes(
+        audit_neighbours(models=("cnn-small",), clips=(0.05,), clipping=clipping, augmentations=augmentations)
+    )
+
+
+def test_the_audit_sees_automatic_clipping_that_lets_long_gradients_through(monkeypatch):
+    monkeypatch.setattr(
+        client.training.patient_optimizer,
+        "automatic_factors",
+        lambda norms, *, l2_clip_norm: l2_clip_norm / (norms.sqrt() + 0.01),
+    )
+    case = Case(model="cnn-small", clip=0.05, chunk=256, clipping="automatic")
+    assert movement(clipped_sum, "scaled", case) > 1.1
+
+
 def test_a_patient_moves_the_update_by_at_most_c(passes):
     finding = audit_neighbours_black_box()
     passes(finding)

@@ -25,7 +25,6 @@ from client.self_test.start import CHECKS, Check, require_self_test, run_check, 
 from client.training import patient_optimizer
 from client.training import private as private_training
 from client.training.patient_optimizer import PatientDPOptimizer
-from common.augmentation import AugmentationSection
 from common.errors import Refusal, RefusalCode
 from common.models.names import MODELS
 from common.privacy.plan import PrivacyEvent, PrivacyPlan
@@ -46,7 +45,7 @@ def make_setup(
     rows=(1, 3, 2, 1, 6) * 12,
     channels=1,
     training=None,
-    augmented=None,
+    augmentation=None,
     **numbers,
 ):
     examples = examples_of(list(rows), size=size)
@@ -57,8 +56,9 @@ def make_setup(
     if model in OF_SERIES:
         examples = as_series(examples, STEPS)
         data |= {"series": "visits", "steps": STEPS}
-    plan = make_plan(data=data, model={"name": model}, training=training or {})
-    plan = plan.model_copy(update={"augmentation": AugmentationSection(**(augmented or {}))})
+    plan = make_plan(
+        data=data, model={"name": model}, training=training or {}, augmentation=augmentation or {}
+    )
     values = dict(
         sampling_rate=0.4,
         l2_clip_norm=0.7,
@@ -103,18 +103,13 @@ def test_every_model_is_green(model):
         {"rows": (9,), "max_rows_per_unit": 1},
         {"l2_clip_norm": 100.0, "noise_multiplier": 300.0, "channels": 3},
         {"l2_clip_norm": 1e-3, "noise_multiplier": 0.3},
-        {"augmented": {"flip": "both", "rotate": 10, "elastic": 0.02, "noise": 0.1}},
+        {"augmentation": {"flip": "both", "rotate": 10, "elastic": 0.02, "noise": 0.1}},
+        {"clipping": "automatic"},
+        {"training": {"augmentations": 3}, "augmentation": {"shift": 0.1}},
     ],
     ids=[
-        "adam",
-        "momentum",
-        "full batch",
-        "small rate",
-        "nobody",
-        "one patient",
-        "large",
-        "small",
-        "changed",
+        *("adam", "momentum", "full batch", "small rate", "nobody", "one patient", "large", "small"),
+        *("changed", "automatic", "copies"),
     ],
 )
 def test_every_setting_is_green(changes):
@@ -135,7 +130,7 @@ def test_augmentation_that_mixes_rows_or_changes_nobodys_is_red(monkeypatch):
         augment = real(*arguments, **named)
         return augment and (lambda inputs, rows: augment(inputs, np.arange(len(rows))))
 
-    setup = make_setup(augmented={"shift": 0.1})
+    setup = make_setup(augmentation={"shift": 0.1})
     assert red(setup, PLACES) == set()
     for planted in (mixing, by_place):
         monkeypatch.setattr(private_training, "augment_of_step", planted)

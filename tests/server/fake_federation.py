@@ -196,7 +196,7 @@ def run(config: FederationConfig, grid: FakeGrid) -> None:
 
 
 def fedavg_by_hand(
-    hospitals, rounds: int, *, without: dict[int, set[str]] | None = None
+    hospitals, rounds: int, *, without: dict[int, set[str]] | None = None, weight: Callable = lambda n: n
 ) -> dict[str, np.ndarray]:
     """FedAvg the slow way: each number summed on its own in float64, hospitals by name."""
     weights = some_parameters(0)
@@ -204,14 +204,14 @@ def fedavg_by_hand(
         skipped = (without or {}).get(number, set())
         chosen = sorted((h for h in hospitals if h.name not in skipped), key=lambda h: h.name)
         deltas = [hospital.delta(weights, number) for hospital in chosen]
-        total = sum(hospital.enrolled for hospital in chosen)
+        total = sum(weight(hospital.enrolled) for hospital in chosen)
         moved = {}
         for name, array in weights.items():
             flat = []
             for position, old in enumerate(array.ravel()):
                 mean = 0.0
                 for hospital, delta in zip(chosen, deltas, strict=True):
-                    mean += hospital.enrolled * float(delta[name].ravel()[position])
+                    mean += weight(hospital.enrolled) * float(delta[name].ravel()[position])
                 flat.append(np.float32(float(old) + float(np.float32(mean / total))))
             moved[name] = np.array(flat, dtype=np.float32).reshape(array.shape)
         weights = moved

@@ -4,8 +4,8 @@ import datetime
 
 import numpy as np
 import pytest
-from client.images.doctor import check_images
 
+from client.doctor.checkup import check_images
 from client.images.dataset import read_hospital_images
 from client.images.parts import write_part
 from client.images.records import SkipReason

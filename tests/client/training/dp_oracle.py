@@ -97,10 +97,10 @@ def summed(model):
     )
 
 
-def clipped_sum(model, inputs, targets, units, *, clip=1.0, max_rows=1000, task=TASK):
+def clipped_sum(model, inputs, targets, units, *, clip=1.0, max_rows=1000, task=TASK, clipping="flat"):
     """The fast way: what the optimiser holds just before the noise."""
     with per_row_gradients(model) as wrapped:
-        optimizer = make_dp_optimizer(model, make_plan(l2_clip_norm=clip))
+        optimizer = make_dp_optimizer(model, make_plan(l2_clip_norm=clip, clipping=clipping))
         accumulate_all(wrapped, optimizer, inputs, targets, units, max_rows=max_rows, task=task)
         return summed(model)
 
@@ -111,13 +111,14 @@ def patient_gradient(model, inputs, targets, task=TASK):
     return torch.cat([g.double().flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
-def oracle_clipped_sum(model, inputs, targets, units, *, clip=1.0, task=TASK):
+def oracle_clipped_sum(model, inputs, targets, units, *, clip=1.0, task=TASK, clipping="flat"):
     """The slow way."""
     total = torch.zeros(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
     units = torch.as_tensor(units)
     for unit in units.unique():
         gradient = patient_gradient(model, inputs[units == unit], targets[units == unit], task)
-        total += gradient * min(1.0, clip / float(gradient.norm()))
+        norm = float(gradient.norm())
+        total += gradient * (min(1.0, clip / norm) if clipping == "flat" else clip / (norm + 0.01))
     return total
 
 

@@ -178,7 +178,7 @@ def test_steps_rows_and_views_differ_and_secure_streams_never_repeat():
     images = standardised(rows=1).expand(2, -1, -1, -1).contiguous()
     found = augmented(images, ALL, streams([0, 1]), limits=LIMITS)
     assert not found[0].equal(found[1])
-    other_view = row_streams(RANDOMNESS, np.array([0]), round_number=1, step=0, view=1)
+    other_view = row_streams(RANDOMNESS, np.array([0]), round_number=1, step=0, views=np.array([1]))
     assert not augmented(images, ALL, other_view, limits=LIMITS)[0].equal(found[0])
     assert not augmented(images, ALL, streams([0], step=1), limits=LIMITS)[0].equal(found[0])
     secure = [augmented(images, ALL, streams([0], randomness=SecureRandomness()), limits=LIMITS)]

@@ -7,7 +7,7 @@ from scipy.stats import chi2
 from torch import nn
 
 from client.training import patient_optimizer
-from client.training.patient_optimizer import PatientDPOptimizer, clip_factors
+from client.training.patient_optimizer import PatientDPOptimizer, automatic_factors, clip_factors
 from client.training.private import per_row_gradients
 from common.config import TrainingConfig
 from common.errors import GuardError
@@ -68,6 +68,45 @@ def test_adding_a_patient_moves_the_sum_by_at_most_c(kind, max_rows, clip):
     if kind in ("scaled", "alone"):
         # The bound is what holds it: unclipped this patient would move the sum further.
         assert float(patient_gradient(model, inputs[odd], targets[odd]).norm()) > 1.1 * clip
+
+
+@pytest.mark.parametrize("norm", [0.0, 1e-30, 1e-6, 0.01, 1.0, 1e9, 1e18, 1.1e18, math.inf, math.nan])
+@pytest.mark.parametrize("clip", [1e-12, 0.05, 1.0, 100.0])
+def test_automatic_clipping_keeps_every_norm_below_c(norm, clip):
+    factor = float(automatic_factors(torch.tensor([norm], dtype=torch.float64), l2_clip_norm=clip))
+    if not norm <= 1e18:
+        assert factor == 0
+    else:
+        assert factor == pytest.approx(clip / (norm + 0.01))
+        assert norm * factor <= clip * (1 + 1e-15)
+
+
+@pytest.mark.parametrize("max_rows", [1, 3, 100])
+@pytest.mark.parametrize("kind", ["scaled", "rare class", "duplicate", "nan", "inf", "alone"])
+def test_adding_a_patient_moves_the_automatically_clipped_sum_by_at_most_c(kind, max_rows):
+    model = small_network()
+    inputs, targets, units, odd = neighbour(kind)
+    kept = torch.from_numpy(~odd)
+    sums = [
+        clipped_sum(model, *rows, clip=2.0, max_rows=max_rows, clipping="automatic")
+        for rows in ((inputs, targets, units), (inputs[kept], targets[kept], units[~odd]))
+    ]
+    moved = float((sums[0] - sums[1]).norm())
+    assert sums[0].isfinite().all()
+    assert moved <= 2.0 * (1 + 1e-5)
+    if kind in ("nan", "inf"):
+        assert moved <= 1e-5
+    else:
+        # Also what is far below C is brought near it: with flat clipping most of these stay where they are.
+        assert moved >= 2.0 * 0.9
+
+
+def test_automatic_clipping_is_as_in_the_paper():
+    model = small_network()
+    inputs, targets = random_rows(RAGGED)
+    found = clipped_sum(model, inputs, targets, RAGGED, clip=0.3, clipping="automatic")
+    expected = oracle_clipped_sum(model, inputs, targets, RAGGED, clip=0.3, clipping="automatic")
+    assert relative_error(found, expected) < 1e-5
 
 
 @pytest.mark.parametrize("clip", [1e-3, 1e-12, 1e-20, 1e-27, 1e-30])
