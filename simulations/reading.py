@@ -19,6 +19,7 @@ from client.images.series_rows import longest, series_examples, series_records
 from common.errors import ConfigError
 from common.examples import concatenate
 from common.hospital_config import DataConfig
+from common.preparation.shades import COLOURED_SHARE, coloured_share
 from common.preprocessing import Preprocessing
 from common.series_form import SINGLE_IMAGES, SeriesForm
 from common.task_kinds import MULTI_LABEL, PROGRESSION
@@ -31,7 +32,6 @@ DEFAULT_IMAGE_SIZE = 64
 _MOST_STEPS = {"visits": 8, "slices": 16}
 """Where nobody says how long a series may be."""
 _LOOKED_AT = 24
-_GREY_TOLERANCE = 16
 _SAY_LITTLE = {"metadata", "labels", "data", "index", "images", "train", "manifest"}
 
 
@@ -158,9 +158,7 @@ def _is_coloured(source: ImageArray | ImageFiles, row: int) -> bool | None:
             pixels = glance.fit(picture)
         except Unusable:
             return None
-    spread = pixels.max(axis=0).astype(np.int64) - pixels.min(axis=0)
-    # A coloured marker in a corner of a grey film is still a grey film.
-    return bool(np.mean(spread > _GREY_TOLERANCE) > 0.05)
+    return coloured_share(pixels.transpose(1, 2, 0), white=255) > COLOURED_SHARE
 
 
 def _native_size(records: Records) -> int | None:

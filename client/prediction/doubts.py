@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from common.preparation.shades import COLOURED_SHARE, coloured_share
 from common.preprocessing import Picture, Preprocessing, eight_bits
 
 LEAST_SHARE_OF_SIZE: Final = 0.5
@@ -23,10 +24,6 @@ BLACK: Final = 10
 """Grey value (of 255) that 1 % of the pixels must exceed."""
 LEAST_CONTRAST: Final = 20
 """Grey values (of 255) between the 1 % and the 99 % quantile."""
-CHROMA: Final = 24
-"""A pixel is coloured where its channels differ by more."""
-COLOURED_SHARE: Final = 0.05
-"""So many coloured pixels make a coloured picture; a marker or a stamp is less."""
 INVERTED: Final = 0.35
 """`inversion_score` of a negative."""
 _LOOKED_AT: Final = 256
@@ -119,8 +116,7 @@ def _flat(grey: NDArray[np.uint8]) -> Doubt | None:
 def _colour(small: NDArray[np.uint8]) -> Doubt | None:
     if small.ndim == 2:
         return None
-    chroma = small.max(axis=2).astype(np.int16) - small.min(axis=2)
-    share = float((chroma > CHROMA).mean())
+    share = coloured_share(small, white=255)
     if share <= COLOURED_SHARE:
         return None
     return Doubt(Rule.COLOURED, f"{share:.0%} of the picture is coloured, and the model knows grey films")

@@ -10,8 +10,8 @@ from common.intensities import LUMA, Intensities, Span, Window
 from common.preparation.problems import CannotPrepareError, Problem
 from common.preparation.settings import PreprocessingSection
 
-CHROMA: Final = 24 / 255
-"""A pixel is coloured where its channels differ by more."""
+_CHROMA: Final = 24
+"""Of 255: a pixel is coloured where its channels differ by more."""
 COLOURED_SHARE: Final = 0.05
 """So many coloured pixels make a coloured picture; a marker or a stamp is less."""
 _LOOKED_AT: Final = 256
@@ -44,8 +44,13 @@ def is_coloured(shades: NDArray[np.float32]) -> bool:
     if shades.shape[2] == 1:
         return False
     every = -(-max(shades.shape[:2]) // _LOOKED_AT)
-    seen = shades[::every, ::every]
-    return bool(np.mean(seen.max(axis=2) - seen.min(axis=2) > CHROMA) > COLOURED_SHARE)
+    return coloured_share(shades[::every, ::every], white=1) > COLOURED_SHARE
+
+
+def coloured_share(shades: NDArray[Any], *, white: int) -> float:
+    """Share of the pixels of (H, W, 3) that are coloured; values are 0 to `white`."""
+    spread = np.subtract(shades.max(axis=2), shades.min(axis=2), dtype=np.float32)
+    return float(np.mean(spread > _CHROMA * white / 255))
 
 
 def _ranged(picture: Image.Image | Intensities, steps: PreprocessingSection) -> NDArray[np.float32]:

@@ -76,12 +76,8 @@ def test_the_plan_travels_and_nothing_else_does():
     assert messages.plan_from_record(RecordDict({"request": record})) == plan
     assert {key.split(".")[0] for key in record} == {
         "federation",
-        "data",
-        "model",
-        "training",
-        "privacy",
-        "evaluation",
-        "wire",
+        *("data", "preprocessing", "model", "augmentation", "training"),
+        *("privacy", "evaluation", "wire"),
     }
 
 
