@@ -16,6 +16,7 @@ from common.config import FederationConfig
 from common.errors import ConfigError, FederationError
 from common.pages.html import duration, figure, interval
 from common.tasks import task_of
+from simulations.baselines.training import check_baselines, train_baselines
 from simulations.comparison import SCORES, Trained, interval_of, score, to_dict
 from simulations.preparation import HELD_BACK, Prepared, new_run_folder, prepare
 from simulations.run import Outcome, train_in
@@ -48,17 +49,21 @@ def compare(
     *,
     epsilons: Sequence[float] = EPSILONS,
     alone_private: bool = False,
+    baselines: bool = False,
     quiet: bool = True,
     say: Say = lambda line: None,
 ) -> Comparison:
     """Train every way on the same parts, score all on the same test patients, write the comparison.
 
+    `baselines` adds classical classifiers without privacy (`simulations.baselines`).
     A way that cannot be trained is a row with its reason; Ctrl-C ends with the ways trained so far. Raises
     FederationError when the data cannot be prepared or nothing can be compared.
     """
     from simulations.comparison_page import write_comparison
     from simulations.engines.processes import warm_up
 
+    if baselines:
+        check_baselines(scenario)
     warm_up()
     folder = _new_folder(scenario)
     base = _prepare_split(scenario, folder)
@@ -72,6 +77,8 @@ def compare(
         say(f"without {entry.name}: {entry.reason}")
     done = _train_all(base, ways, scenario, folder, quiet=quiet, say=say)
     trained = _score_all(base, done, seed=scenario.seed)
+    if baselines and not any(t.status == "stopped" for t in trained):
+        trained += train_baselines(base, seed=scenario.seed, say=say)
     content = _head(base, scenario) | to_dict(trained)
     write_comparison(folder, content, trained)
     return Comparison(folder=folder, trained=tuple(trained), content=content)

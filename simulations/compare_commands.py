@@ -30,6 +30,10 @@ def compare_ways(
     alone_private: Annotated[
         bool, typer.Option("--alone-private", help="Also every hospital alone under each epsilon.")
     ] = False,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="Also logistic regression, SVM and random forest, without privacy."),
+    ] = False,
     output: Output = OutputFormat.TEXT,
     quiet: Annotated[bool, typer.Option("--quiet", help="No live tables.")] = False,
 ) -> None:
@@ -42,6 +46,7 @@ def compare_ways(
         scenario,
         epsilons=chosen_epsilons(scenario, epsilons),
         alone_private=alone_private,
+        baselines=baselines,
         quiet=quiet or output is OutputFormat.JSON or not sys.stderr.isatty(),
         say=say_on_stderr,
     )

@@ -20,6 +20,7 @@ from simulations.ways import Way
 
 SCORES = ("auc", "accuracy", "recall", "f1")
 RESAMPLES = 1000
+BASELINES_ARE = "without privacy, never leaves this machine"
 
 FloatArray = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -35,7 +36,8 @@ class Trained:
     problem: str = ""
     private: bool = False
     """Whether its run claims privacy; none does in reproducible mode."""
-    rounds: int = 0
+    rounds: int | None = 0
+    """None where there are no rounds."""
     seconds: float | None = None
     epsilon_spent: float | None = None
     """Largest over the hospitals."""
@@ -55,6 +57,8 @@ class Row:
     rounds: int | None
     seconds: float | None
     note: str = ""
+    heading: bool = False
+    """Whether it only names the rows below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +119,21 @@ def interval_of(samples: FloatArray) -> Interval | None:
 
 
 def rows_of(trained: Sequence[Trained]) -> list[Row]:
-    """The table: every way in order, and before the hospitals alone their mean, best and worst."""
+    """The table: every way in order, and before the hospitals alone their mean, best and worst.
+
+    Baselines stand last under a heading; of their hospitals alone only mean and best are shown.
+    """
     rows: list[Row] = []
     for item in trained:
-        group = alone(trained, epsilon=item.way.epsilon)
-        if group and item is group[0] and len(group) > 1:
-            rows += _alone_summary(group)
+        if item.way.baseline and not any(row.heading for row in rows):
+            heading = f"Classical baselines, {BASELINES_ARE}"
+            rows.append(Row(title=heading, metrics={}, ci95={}, rounds=None, seconds=None, heading=True))
+        group = alone(trained, epsilon=item.way.epsilon, baseline=item.way.baseline)
+        if len(group) > 1 and any(item is one for one in group):
+            if item is group[0]:
+                rows += _alone_summary(group)
+            if item.way.baseline:
+                continue
         rows.append(
             Row(
                 title=item.way.title,
@@ -134,9 +147,10 @@ def rows_of(trained: Sequence[Trained]) -> list[Row]:
     return rows
 
 
-def alone(trained: Sequence[Trained], *, epsilon: float | None) -> list[Trained]:
-    """The hospitals alone at one epsilon (None: without privacy) that have scores."""
-    return [t for t in trained if t.way.kind == "alone" and t.way.epsilon == epsilon and t.samples]
+def alone(trained: Sequence[Trained], *, epsilon: float | None, baseline: str = "") -> list[Trained]:
+    """The hospitals alone at one epsilon (None: without privacy) by one method that have scores."""
+    same = [t for t in trained if t.way.epsilon == epsilon and t.way.baseline == baseline]
+    return [t for t in same if t.way.kind == "alone" and t.samples]
 
 
 def verdicts_of(trained: Sequence[Trained]) -> list[Verdict]:
@@ -175,21 +189,23 @@ def _against(item: Trained, group: Sequence[Trained], epsilon: float | None) -> 
 
 
 def _alone_summary(group: Sequence[Trained]) -> list[Row]:
-    privacy = "" if group[0].way.epsilon is None else f", epsilon {group[0].way.epsilon:g}"
+    way = group[0].way
+    privacy = "" if way.epsilon is None else f", epsilon {way.epsilon:g}"
+    method = f"{way.baseline}, " if way.baseline else ""
     mean = Row(
-        title=f"alone, mean of {len(group)}{privacy}",
+        title=f"{method}alone, mean of {len(group)}{privacy}",
         metrics={name: _mean([t.metrics[name] for t in group]) for name in SCORES},
         ci95={name: interval_of(np.mean([t.samples[name] for t in group], axis=0)) for name in SCORES},
         rounds=None,
         seconds=statistics.fmean(t.seconds or 0.0 for t in group),
     )
     ranked = sorted(group, key=_auc)
-    named = (("best", ranked[-1]), ("worst", ranked[0]))
+    named = (("best", ranked[-1]), ("worst", ranked[0]))[: 1 if way.baseline else 2]
     return [
         mean,
         *(
             Row(
-                title=f"alone, {which}{privacy} ({t.way.members[0]})",
+                title=f"{method}alone, {which}{privacy} ({t.way.members[0]})",
                 metrics=t.metrics,
                 ci95=t.ci95,
                 rounds=t.rounds,
@@ -218,6 +234,8 @@ def to_dict(trained: Sequence[Trained]) -> dict[str, Any]:
                 "name": t.way.name,
                 "title": t.way.title,
                 "kind": t.way.kind,
+                "baseline": t.way.baseline or None,
+                "note": BASELINES_ARE if t.way.baseline else "",
                 "hospitals": list(t.way.members),
                 "private": t.private,
                 "epsilon": t.way.epsilon,

@@ -11,7 +11,7 @@ from common.pages.style import COLOURS
 from common.task_kinds import CLASSIFICATION, MULTI_LABEL, ORDINAL
 from server.reporting.canvas import canvas, short
 from server.reporting.model_card import plain
-from simulations.comparison import SCORES, Row, Trained, Verdict, rows_of, verdicts_of
+from simulations.comparison import BASELINES_ARE, SCORES, Row, Trained, Verdict, rows_of, verdicts_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,8 +21,12 @@ _MEANS = {
     MULTI_LABEL: "Several findings at once: AUC and F1 are means over findings, the other scores undefined.",
     ORDINAL: "Ordered levels: AUC is the mean over the steps between them; recall and F1 are not defined.",
 }
+_BASELINES = (
+    f"Classical baselines ({BASELINES_ARE}): grid means, histogram and oriented gradients of the picture, "
+    "settings tuned on nothing, epsilon none. They say what simple means reach; no federation trains them."
+)
 HEADER = ("way", "AUC", "accuracy", "recall", "F1", "rounds", "time")
-_COLOURS = {"central": COLOURS[2], "alone": COLOURS[7], "federated": COLOURS[0]}
+_COLOURS = {"central": COLOURS[2], "alone": COLOURS[7], "federated": COLOURS[0], "baseline": COLOURS[1]}
 
 
 def write_comparison(folder: Path, content: Mapping[str, Any], trained: Sequence[Trained]) -> None:
@@ -69,7 +73,7 @@ def markdown(content: Mapping[str, Any], trained: Sequence[Trained]) -> str:
         *(f"| {' | '.join(plain(cell) for cell in cells)} |" for cells in _cells(rows_of(trained))),
         "",
         *(f"- {plain(line)}" for line in findings(trained)),
-        *(f"- {plain(line)}" for line in _limits(content)),
+        *(f"- {plain(line)}" for line in _limits(content, trained)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -84,17 +88,18 @@ def page(content: Mapping[str, Any], trained: Sequence[Trained], plot: Plot) -> 
         _banner(verdicts_of(trained)),
         section("Scores", "scores", table(caption, HEADER, _cells(rows_of(trained))), images([plot])),
         section("Findings", "findings", _list(findings(trained) or ["Nothing could be compared."])),
-        section("Limits", "limits", _list(_limits(content))),
+        section("Limits", "limits", _list(_limits(content, trained))),
     )
 
 
 def draw(trained: Sequence[Trained]) -> Plot:
-    """AUC of every way with its interval."""
-    scored = [t for t in trained if t.metrics.get("auc") is not None]
+    """AUC of every way with its interval; of baselines the central ones."""
+    shown = [t for t in trained if not t.way.baseline or t.way.kind == "central"]
+    scored = [t for t in shown if t.metrics.get("auc") is not None]
     with canvas(width=7.0, height=1.4 + 0.3 * len(scored)) as (axes, render):
         for place, item in enumerate(scored):
             value, bounds = float(item.metrics["auc"] or 0), item.ci95.get("auc")
-            colour = _COLOURS[item.way.kind]
+            colour = _COLOURS["baseline" if item.way.baseline else item.way.kind]
             if bounds is not None:
                 axes.plot(bounds, (place, place), color=colour, linewidth=2)
             marker = "o" if item.way.epsilon is None else "D"
@@ -141,7 +146,7 @@ def _about(content: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _limits(content: Mapping[str, Any]) -> list[str]:
+def _limits(content: Mapping[str, Any], trained: Sequence[Trained]) -> list[str]:
     lines = [
         "One seed: another partition, split or noise gives other numbers; the intervals hold only the chance "
         "of drawing these test patients.",
@@ -149,6 +154,8 @@ def _limits(content: Mapping[str, Any]) -> list[str]:
         "Rows without an epsilon are not private.",
         "Research use only, not a medical device.",
     ]
+    if any(t.way.baseline for t in trained):
+        lines.insert(-1, _BASELINES)
     if (task := content["data"].get("task", CLASSIFICATION)) in _MEANS:
         lines.insert(0, _MEANS[task])
     if content["reproducible"]:
@@ -159,6 +166,9 @@ def _limits(content: Mapping[str, Any]) -> list[str]:
 def _cells(rows: Iterable[Row], *, narrow: bool = False) -> list[tuple[str, ...]]:
     cells = []
     for row in rows:
+        if row.heading:
+            cells.append((row.title, *[""] * (len(HEADER) - 1)))
+            continue
         scores = [_scored(row.metrics.get(name), row.ci95.get(name), narrow=narrow) for name in SCORES]
         title = row.title + (f" ({row.note})" if row.note else "")
         cells.append((title, *scores, quantity(row.rounds), duration(row.seconds)))

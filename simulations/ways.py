@@ -46,12 +46,15 @@ class Way:
     """Hospitals of the preparation whose patients take part."""
     epsilon: float | None = None
     """Budget of each hospital; None trains without privacy."""
+    baseline: str = ""
+    """Classical method that stands in for the model (`simulations.baselines`); empty is the model itself."""
 
     @property
     def name(self) -> str:
         """Unique; also the name of its run folder."""
         who = self.members[0] if self.kind == "alone" else ""
-        parts = [self.kind, who, "" if self.epsilon is None else f"epsilon-{self.epsilon:g}"]
+        method = f"baseline-{self.baseline.lower().replace(' ', '-')}" if self.baseline else ""
+        parts = [method, self.kind, who, "" if self.epsilon is None else f"epsilon-{self.epsilon:g}"]
         return "-".join(part for part in parts if part)
 
     @property
@@ -59,7 +62,8 @@ class Way:
         """For tables."""
         privacy = "" if self.epsilon is None else f", epsilon {self.epsilon:g}"
         whose = {"central": "central", "alone": f"{self.members[0]} alone", "federated": "federated"}
-        return whose[self.kind] + privacy
+        method = f"{self.baseline}, " if self.baseline else ""
+        return method + whose[self.kind] + privacy
 
 
 def ways_to_compare(
@@ -77,6 +81,18 @@ def ways_to_compare(
             ways += [Way(kind="alone", members=(name,), epsilon=epsilon) for name in hospitals]
         ways.append(Way(kind="federated", members=everybody, epsilon=epsilon))
     return tuple(ways)
+
+
+def baseline_ways(hospitals: Sequence[str], methods: Sequence[str]) -> tuple[Way, ...]:
+    """Each classical method on all patients together, then on each hospital's; never private."""
+    return tuple(
+        way
+        for method in methods
+        for way in (
+            Way(kind="central", members=tuple(hospitals), baseline=method),
+            *(Way(kind="alone", members=(name,), baseline=method) for name in hospitals),
+        )
+    )
 
 
 def prepare_way(
@@ -120,20 +136,20 @@ def prepare_way(
 
 def merged(base: Prepared) -> Examples:
     """The training patients of all hospitals in one table."""
-    preprocessing = Preprocessing.of(base.config)
-    parts = []
-    for hospital in base.hospitals:
-        data = DataConfig(path=str(base.folder / HOSPITALS / hospital.name / "data" / "images.npz"))
-        images = read_hospital_images(
-            data,
-            preprocessing=preprocessing,
-            classes=base.facts.classes,
-            cache_folder=None,
-            task=base.config.data.task,
-            form=base.facts.form,
-        )
-        parts.append(images.train)
-    return concatenate(parts)
+    return concatenate([training_examples(base, hospital.name) for hospital in base.hospitals])
+
+
+def training_examples(base: Prepared, hospital: str) -> Examples:
+    """The training patients of one hospital of a preparation."""
+    images = read_hospital_images(
+        DataConfig(path=str(base.folder / HOSPITALS / hospital / "data" / "images.npz")),
+        preprocessing=Preprocessing.of(base.config),
+        classes=base.facts.classes,
+        cache_folder=None,
+        task=base.config.data.task,
+        form=base.facts.form,
+    )
+    return images.train
 
 
 def _link_hospital(

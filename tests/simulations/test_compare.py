@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from common import metrics
 from common.errors import ConfigError
+from simulations.baselines.classifiers import METHODS
 from simulations.cli import app
 from simulations.compare import compare
 from simulations.compare_commands import chosen_epsilons
@@ -289,12 +290,16 @@ def small_scenario(small_data, out, **flags):
 def compared(small_data, tmp_path_factory):
     said = []
     out = tmp_path_factory.mktemp("compared") / "out"
-    return compare(small_scenario(small_data, out), epsilons=(8.0,), say=said.append), said
+    return compare(small_scenario(small_data, out), epsilons=(8.0,), baselines=True, say=said.append), said
+
+
+def of_the_model(comparison):
+    return [way for way in comparison.content["ways"] if not way["baseline"]]
 
 
 def test_every_way_is_trained_and_scored_as_its_own_run_is(compared):
     comparison, said = compared
-    assert [way["name"] for way in comparison.content["ways"]] == [
+    assert [way["name"] for way in of_the_model(comparison)] == [
         "central",
         "alone-hospital-1",
         "alone-hospital-2",
@@ -302,8 +307,8 @@ def test_every_way_is_trained_and_scored_as_its_own_run_is(compared):
         "federated-epsilon-8",
     ]
     assert not comparison.stopped
-    assert len(said) == 6
-    for way in comparison.content["ways"]:
+    assert len(said) == 9
+    for way in of_the_model(comparison):
         result = json.loads((comparison.folder / way["name"] / "result.json").read_text())
         assert way["status"] == result["status"] == "completed"
         assert way["rounds"] == 3
@@ -311,15 +316,28 @@ def test_every_way_is_trained_and_scored_as_its_own_run_is(compared):
         for name in SCORES:
             assert way["metrics"][name] == pytest.approx(result["test"][name], abs=1e-6)
             assert way["ci95"][name] == pytest.approx(result["test"]["ci95"][name], abs=1e-6)
-    assert 0 < comparison.content["ways"][-1]["epsilon_spent"] <= 8
-    assert [way["epsilon_spent"] for way in comparison.content["ways"][:-1]] == [None] * 4
+    assert 0 < of_the_model(comparison)[-1]["epsilon_spent"] <= 8
+    assert [way["epsilon_spent"] for way in of_the_model(comparison)[:-1]] == [None] * 4
     assert len(comparison.content["verdicts"]) == 4
+
+
+def test_baselines_stand_after_the_model_and_leave_nothing_but_their_rows(compared):
+    comparison, _ = compared
+    baselines = comparison.content["ways"][5:]
+    assert [way["baseline"] for way in baselines] == [method for method in METHODS for _ in range(3)]
+    assert [way["hospitals"] for way in baselines[:3]] == [
+        ["hospital-1", "hospital-2"],
+        ["hospital-1"],
+        ["hospital-2"],
+    ]
+    assert all(way["status"] == "completed" and way["metrics"]["auc"] > 0.6 for way in baselines)
+    assert not list(comparison.folder.glob("baseline*"))
 
 
 def test_every_way_uses_the_same_split_and_central_has_all_patients(compared):
     comparison, _ = compared
     targets, rows = [], {}
-    for way in comparison.content["ways"]:
+    for way in of_the_model(comparison):
         folder = comparison.folder / way["name"]
         with np.load(folder / "held-back.npz", allow_pickle=False) as held_back:
             targets.append(held_back["test_targets"].tolist())

@@ -1,0 +1,1 @@
+"""Classical classifiers on simple features, for the comparison table; nothing of them leaves this machine."""
