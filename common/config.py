@@ -43,8 +43,7 @@ class DataContract(Section):
     """What every hospital's images look like to the model; public."""
 
     task: TaskName = "classification"
-    """One class, several findings at once, ordered levels (docs/tasks.md), or, of a series up to one visit,
-    the finding of the next (`progression`, docs/series.md)."""
+    """What is told of an image or series: docs/tasks.md, for `progression` docs/series.md."""
     classes: tuple[str, ...] = Field(default=("negative", "positive"), max_length=1000)
     """Class names in label order; for two classes the last one is the finding; levels rise."""
     image_size: int = Field(default=28, ge=8, le=2048)

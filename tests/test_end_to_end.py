@@ -374,4 +374,5 @@ def test_prediction_says_of_the_test_split_what_evaluation_said(open_run, tmp_pa
     )
     np.testing.assert_allclose(predict_test_split(held_back, {"run": config})["run"], ours, rtol=0, atol=1e-6)
     scores = json.loads((open_run.folder / "evaluation.json").read_text())["test"]["metrics"]
-    assert classification_metrics(ours, test.targets) == pytest.approx(scores)
+    found = classification_metrics(ours, test.targets)
+    assert {name: scores[name] for name in found} == pytest.approx(found)

@@ -1,7 +1,6 @@
 """A patient's clipped gradient and score have the same bits whoever else is there, whatever the weights."""
 
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +14,8 @@ from client.training.batches import filled
 from client.training.private import accumulate_clipped_gradients, per_row_gradients, train_privately
 from client.training.row_gradients import squared_norms
 from client.training.row_places import place_matters
-from common.config import ModelSpec, TrainingConfig
+from common.config import DataContract, ModelSpec, PublicPlan, TrainingConfig
 from common.models.registry import build_model
-from common.preparation.settings import PreprocessingSection
 from common.preprocessing import Preprocessing
 from common.privacy.noise import CLIP_SLACK
 from common.privacy.randomness import ReproducibleRandomness
@@ -76,12 +74,7 @@ def test_without_filling_up_one_patient_more_would_turn_everybody(attacked, monk
 
 @pytest.mark.parametrize("few", [1, FEW, 63, 64, 64 + FEW])
 def test_scores_of_the_others_stay_when_a_validation_patient_comes(attacked, few):
-    plan = SimpleNamespace(
-        data=SimpleNamespace(channels=1, image_size=SIZE),
-        preprocessing=PreprocessingSection(),
-        privacy=SimpleNamespace(max_images_per_patient=4),
-        training=SimpleNamespace(physical_batch_size=256),
-    )
+    plan = PublicPlan(data=DataContract(image_size=SIZE))
     scores = [
         score_patients(
             attacked,
