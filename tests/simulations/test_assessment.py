@@ -27,7 +27,7 @@ def case():
     targets = random.integers(2, size=240)
     said = np.clip(0.25 * targets + 0.75 * random.random(240), 0, 1)
     scored = ScoredSet(
-        images=np.zeros((240, 1, 8, 8), np.uint8),
+        inputs={"image": np.zeros((240, 1, 8, 8), np.uint8)},
         targets=targets,
         units=random.integers(0, 120, size=240),
         hospitals=np.repeat([0, 1], 120),
