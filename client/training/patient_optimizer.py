@@ -230,6 +230,9 @@ class PatientDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus has no ty
         self._steps_taken += 1
         self._units_of_step = 0
         self.original_optimizer.step()
+
+    def forget_large_release(self) -> None:
+        """Give up the memory of what was released for large parameters: the next chunks need the room."""
         for parameter in self._parameters:
             if id(parameter) not in self._released:
                 parameter.grad = None

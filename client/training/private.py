@@ -221,6 +221,7 @@ class PrivateSteps:
             hand_back()
         self.optimizer.step()
         if is_large:
+            self.optimizer.forget_large_release()
             hand_back()
 
     def _clip(self, number: int, chunk: Chunk, load: Load) -> None:

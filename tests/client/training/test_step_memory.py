@@ -1,10 +1,14 @@
 """Memory of a step: no gradient of each row where its factors do, and nothing of a chunk outlives it."""
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from client.training.private import accumulate_clipped_gradients, per_row_gradients
+from client.training.batches import filled
+from client.training.private import accumulate_clipped_gradients, per_row_gradients, private_steps
+from common.config import TrainingConfig
+from common.privacy.randomness import SecureRandomness
 from tests.client.training.dp_oracle import TASK, make_dp_optimizer, make_plan, random_rows
 from tests.client.training.test_per_row_layers import RAGGED, deep_network
 
@@ -70,3 +74,28 @@ def test_rows_of_a_way_are_freed_with_their_chunk():
             )
             assert all(parameter.grad_sample is None for parameter in model.parameters())
             assert not any(name for layer in model.modules() for name in vars(layer) if "activation" in name)
+
+
+def test_between_steps_a_large_network_keeps_neither_sums_nor_what_was_released():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2048, 2048), nn.Linear(2048, 2))
+    rows = np.arange(6)
+    images, targets = torch.rand(6, 1, 32, 64), torch.zeros(6, dtype=torch.int64)
+    with private_steps(
+        model,
+        TASK,
+        plan=make_plan(steps=2),
+        training=TrainingConfig(),
+        round_number=1,
+        num_rounds=1,
+        input_shape=(1, 32, 64),
+        randomness=SecureRandomness(),
+    ) as steps:
+        for _ in range(2):
+            before = [parameter.detach().clone() for parameter in model.parameters()]
+            steps.clip(rows, rows, load=lambda some, n: (filled(images[some], n), filled(targets[some], n)))
+            steps.update()
+            assert all((a != b).any() for a, b in zip(before, model.parameters(), strict=True))
+            weight = model[1].weight
+            assert weight.grad is None
+            assert weight.summed_grad is None
+            assert weight.numel() not in [kept.numel() for kept in steps.optimizer._sums._zeroed.values()]
