@@ -35,7 +35,7 @@ def coupled_augmentation(setup: Setup) -> str:
     def augmented(rows: list[int]) -> torch.Tensor:
         chunk = images.new_zeros((_FILLED_TO, *images.shape[1:]))
         chunk[: len(rows)] = images[rows]
-        changed: torch.Tensor = augment(chunk, numbers[rows])
+        changed: torch.Tensor = augment(chunk, numbers[rows], numbers[rows] % plan.training.augmentations)
         return changed
 
     together = augmented(list(range(_ROWS)))

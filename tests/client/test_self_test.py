@@ -124,11 +124,11 @@ def test_augmentation_that_mixes_rows_or_changes_nobodys_is_red(monkeypatch):
 
     def mixing(*arguments, **named):
         augment = real(*arguments, **named)
-        return augment and (lambda inputs, rows: 0.9 * augment(inputs, rows) + 0.1 * inputs.roll(1, 0))
+        return augment and (lambda inputs, *who: 0.9 * augment(inputs, *who) + 0.1 * inputs.roll(1, 0))
 
     def by_place(*arguments, **named):
         augment = real(*arguments, **named)
-        return augment and (lambda inputs, rows: augment(inputs, np.arange(len(rows))))
+        return augment and (lambda inputs, rows, views: augment(inputs, np.arange(len(rows)), views))
 
     setup = make_setup(augmentation={"shift": 0.1})
     assert red(setup, PLACES) == set()
