@@ -86,6 +86,16 @@ def test_an_impossible_value_is_refused_with_its_meaning(section, key, value):
     [
         (FederationConfig, {"data": {"classes": ["one"]}}, "two distinct classes"),
         (FederationConfig, {"data": {"classes": ["one", "one"]}}, "two distinct classes"),
+        (
+            FederationConfig,
+            {"data": {"series": "visits", "steps": 3}, "augmentation": {"flip": "both"}},
+            "changes single images",
+        ),
+        (
+            FederationConfig,
+            {"data": {"series": "visits", "steps": 3, "task": "ordinal"}, "training": {"loss": "bce"}},
+            "'ordinal' has no series",
+        ),
         (FederationConfig, {"server": {"final-model": "ema"}}, "ema-decay above 0"),
         (HospitalConfig, {**HOSPITAL, "policy": {"mode": "fixed"}}, "noise-multiplier, for example"),
         (HospitalConfig, {**HOSPITAL, "policy": {"minimum-noise-multiplier": 501.0}}, "is above"),

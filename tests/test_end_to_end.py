@@ -359,6 +359,7 @@ def test_prediction_says_of_the_test_split_what_evaluation_said(open_run, tmp_pa
     from client.prediction.inputs import find_inputs
     from client.prediction.stored_model import read_model
     from common.metrics import classification_metrics
+    from common.probability_scores import probability_scores
     from simulations.held_back import read_held_back
     from simulations.predictions import predict_test_split
 
@@ -374,5 +375,6 @@ def test_prediction_says_of_the_test_split_what_evaluation_said(open_run, tmp_pa
     )
     np.testing.assert_allclose(predict_test_split(held_back, {"run": config})["run"], ours, rtol=0, atol=1e-6)
     scores = json.loads((open_run.folder / "evaluation.json").read_text())["test"]["metrics"]
-    found = classification_metrics(ours, test.targets)
-    assert {name: scores[name] for name in found} == pytest.approx(found)
+    assert classification_metrics(ours, test.targets) | probability_scores(
+        ours, test.targets
+    ) == pytest.approx(scores)

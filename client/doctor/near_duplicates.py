@@ -17,8 +17,8 @@ _BLUR: Final = 1.0
 """Standard deviation of the blur, in pixels of the small picture."""
 _LEAST_DETAIL: Final = 1.0
 """Shades (root mean square): a blank picture has no detail to be compared by."""
-_BLOCK: Final = 2048
-_VALUES_AT_ONCE: Final = 2**23
+_BLOCK: Final = 1024
+_VALUES_AT_ONCE: Final = 2**21
 
 
 def near_duplicates(pixels: NDArray[np.uint8], rows: NDArray[np.int64]) -> list[list[int]]:

@@ -90,6 +90,30 @@ def test_other_programs_get_the_same_numbers_and_what_must_be_known(tmp_path, ki
     assert told["sha256"] == stored.sha256
 
 
+@pytest.mark.parametrize("loss", ["bce", "focal", "mse"])
+def test_probabilities_follow_the_loss_that_the_model_was_trained_with(tmp_path, loss):
+    folder = stored_model(tmp_path / "run", "softmax", size=16, loss=loss)
+    exported, stored = ExportedNetwork(read_model(folder)), read_model(folder)
+    images = np.random.default_rng(5).integers(0, 256, (5, 1, 16, 16), dtype=np.uint8)
+    expected = image_probabilities(stored.network, stored.task, images, preprocessing=stored.preprocessing)
+    said = exported(torch.from_numpy(images.astype(np.float32))).detach().numpy()
+    np.testing.assert_allclose(said, expected, rtol=0, atol=TOLERANCE)
+    softmax = stored.network(torch.from_numpy(stored.preprocessing.standardise(images))).softmax(1)
+    assert (np.abs(softmax.detach().numpy() - expected).max() > 0.001) == (loss == "bce")
+    assert (
+        export_model(folder, tmp_path / "model.pt2", kind=ModelFormat.TORCH).largest_difference <= TOLERANCE
+    )
+
+
+def test_a_model_of_series_is_refused(tmp_path):
+    spec = spec_of("lstm", size=20).model_copy(update={"steps": 3})
+    form = {"kind": "visits", "steps": 3, "next_finding": False}
+    folder = store(tmp_path / "run", spec, initial_parameters(spec, 0), series=form)
+    with pytest.raises(ModelError, match="of series"):
+        export_model(folder, tmp_path / "model.pt2", kind=ModelFormat.TORCH)
+    assert not (tmp_path / "model.pt2").exists()
+
+
 @pytest.mark.parametrize("size", [32, 48])
 def test_scattering_has_a_form_without_fourier_transforms(size):
     features = ScatteringFeatures(channels=2, image_size=size)
